@@ -1,0 +1,8 @@
+"""Fused kernels for lossless tree-speculative decoding with multi-head drafts and a gated-linear gate."""
+
+from . import reference
+from .ops import *  # noqa: F403
+from .ops import __all__ as _ops
+
+__version__ = "0.1.0"
+__all__ = [*_ops, "reference"]

@@ -1,0 +1,87 @@
+"""Argument checks: an error names the op, the argument, what was expected and what came."""
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOAT32 = (torch.float32,)
+INT32 = (torch.int32,)
+INT64 = (torch.int64,)
+
+
+def _names(dtypes):
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+class Check:
+    """Checks the arguments of one call; a dimension letter means the same size in every tensor."""
+
+    def __init__(self, op: str):
+        self.op = op
+        self.sizes: dict[str, int] = {}
+        self.device: torch.device | None = None
+
+    def fail(self, name: str, expected: str, got, error=ValueError):
+        raise error(f"{self.op}: {name} must {expected}, got {got}")
+
+    def require(self, condition: bool, name: str, expected: str, got) -> None:
+        """Raise a ValueError unless `condition` holds."""
+        if not condition:
+            self.fail(name, expected, got)
+
+    def tensor(self, name: str, value, dims: str, dtypes=FLOATS, optional: bool = False) -> None:
+        """Check that `value` is a tensor of one of `dtypes` with the dimensions `dims`, as in "B N Hq E"."""
+        if value is None and optional:
+            return
+        letters = dims.split()
+        shape = f"[{', '.join(letters)}]"
+        if not isinstance(value, torch.Tensor):
+            self.fail(name, f"be a tensor of shape {shape}", type(value).__name__, TypeError)
+        if value.dtype not in dtypes:
+            self.fail(name, f"have dtype {_names(dtypes)}", _names((value.dtype,)), TypeError)
+        if self.device is None:
+            self.device = value.device
+        elif value.device != self.device:
+            self.fail(name, f"be on {self.device} like the other tensors", value.device)
+        if value.dim() != len(letters):
+            self.fail(name, f"have shape {shape}", list(value.shape))
+        for letter, size in zip(letters, value.shape, strict=True):
+            expected = int(letter) if letter.isdigit() else self.sizes.setdefault(letter, size)
+            if size != expected:
+                known = "" if letter.isdigit() else f" with {letter}={expected}"
+                self.fail(name, f"have shape {shape}{known}", list(value.shape))
+
+    def same_dtype(self, reference: str, expected: torch.dtype, **tensors) -> None:
+        """Check that every given tensor has the dtype of the argument called `reference`."""
+        for name, value in tensors.items():
+            if value is not None and value.dtype != expected:
+                wanted = f"have dtype {_names((expected,))} like {reference}"
+                self.fail(name, wanted, _names((value.dtype,)), TypeError)
+
+    def integer(self, name: str, value, low: int, high: int | None = None) -> None:
+        """Check that `value` is an int with low <= value <= high."""
+        bound = f">= {low}" if high is None else f"from {low} to {high}"
+        if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+            self.fail(name, f"be an int {bound}", repr(value), TypeError)
+        if value < low or (high is not None and value > high):
+            self.fail(name, f"be {bound}", value)
+
+    def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
+        """Check the values of a CPU tensor; on a GPU that would stop the host, so there it does nothing."""
+        if value is None or value.device.type != "cpu" or not value.numel():
+            return
+        if torch.compiler.is_compiling():
+            return
+        smallest, largest = value.min().item(), value.max().item()
+        if smallest < low or (high is not None and largest > high):
+            bound = f">= {low}" if high is None else f"from {low} to {high}"
+            self.fail(name, f"hold values {bound}", smallest if smallest < low else largest)
+
+    def noise(self, temperature, seed, position, rows: str) -> None:
+        """Check the three tensors of the noise: temperature float32, seed and position int64."""
+        self.tensor("temperature", temperature, rows, FLOAT32, optional=True)
+        self.tensor("seed", seed, rows, INT64, optional=True)
+        self.tensor("position", position, rows, INT64, optional=True)
+        if temperature is not None and (seed is None or position is None):
+            missing = "seed" if seed is None else "position"
+            self.fail(missing, "be given together with temperature", None)
+        self.values("temperature", temperature, 0)

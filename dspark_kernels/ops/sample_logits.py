@@ -1,0 +1,50 @@
+"""The target's draw from materialised logits: for truncated sampling and logit processors."""
+
+import torch
+
+from .._library import ops
+from ._check import FLOAT32, INT32, Check
+
+
+def sample_logits(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor | None = None,
+    seed: torch.Tensor | None = None,
+    position: torch.Tensor | None = None,
+    top_k: torch.Tensor | None = None,
+    top_p: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One draw per row from softmax(logits / τ), cut by top-k, then top-p, then min-p.
+
+    The draw is argmax(logits / τ + Gumbel noise) over the tokens kept, with the noise of `linear_topk`;
+    at τ = 0 it is argmax(logits). Truncation looks at logits / τ only, and tokens of equal logits are
+    kept or dropped together: top-k keeps all that reach the k-th largest, top-p keeps a token while those
+    strictly above its place hold less than top_p of the (top-k) mass, min-p keeps p >= min_p · max p.
+
+    Args:
+        logits: [M, V] float32, bfloat16 or float16.
+        temperature: float32 [M], 0 for argmax; None means 0 in every row.
+        seed, position: int64 [M], of the noise; needed with `temperature`.
+        top_k: int32 [M], 0 for off.
+        top_p: float32 [M] in (0, 1], 1 for off.
+        min_p: float32 [M] in [0, 1], 0 for off.
+
+    Returns:
+        ids int64 [M]; ties go to the lowest id, NaN logits count as -inf.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
+    """
+    check = Check("sample_logits")
+    check.tensor("logits", logits, "M V")
+    check.require(logits.shape[1] > 0, "logits", "have at least one column", list(logits.shape))
+    check.noise(temperature, seed, position, "M")
+    check.tensor("top_k", top_k, "M", INT32, optional=True)
+    check.values("top_k", top_k, 0)
+    check.tensor("top_p", top_p, "M", FLOAT32, optional=True)
+    check.values("top_p", top_p, 0, 1)
+    check.tensor("min_p", min_p, "M", FLOAT32, optional=True)
+    check.values("min_p", min_p, 0, 1)
+    return ops.sample_logits.default(logits, temperature, seed, position, top_k, top_p, min_p)

@@ -1,0 +1,87 @@
+"""Attention of the nodes of a draft tree over the KV cache and their ancestors."""
+
+import torch
+
+from .._library import ops
+from ._check import FLOAT32, FLOATS, INT32, INT64, Check
+
+MAX_NODES = 256
+FP8 = torch.float8_e4m3fn
+
+
+def tree_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    ancestors: torch.Tensor,
+    *,
+    scale: float | None = None,
+    block_table: torch.Tensor | None = None,
+    window: int | None = None,
+    softcap: float = 0.0,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    return_lse: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of each of N tree nodes over the cached prefix and the node's ancestors.
+
+    The keys and values of the nodes are in the cache already: node i of request b at slot
+    cache_seqlens[b] + i. A node at depth d sees the slots below cache_seqlens[b], and the slots of the
+    nodes in its `ancestors` words (itself among them); its position is cache_seqlens[b] + d.
+
+    Args:
+        q: [B, N, Hq, E] float32, bfloat16 or float16; N is 1 to 256.
+        k_cache, v_cache: [B, S, Hkv, E] with Hkv dividing Hq; or, with `block_table`,
+            [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn.
+        cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
+        ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`.
+        scale: of the dot products; 1 / sqrt(E) if None.
+        block_table: int32 [B, max_blocks], the block that holds each run of block_size slots; entries
+            outside 0 .. num_blocks - 1 are never read.
+        window: a node at position p sees positions above p - window only; None for no limit.
+        softcap: c > 0 replaces the scaled dot product s by c · tanh(s / c).
+        k_scale, v_scale: float32 [Hkv], factors of the cached keys and values; ones if None.
+        return_lse: also return the logsumexp of each row's scores.
+
+    Returns:
+        [B, N, Hq, E] in the dtype of `q`; with return_lse also float32 [B, N, Hq].
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
+
+    Source: the layout of FlashAttention's flash_attn_with_kvcache; tree masks as in SpecInfer (Miao et
+    al. 2024, arXiv 2305.09781).
+    """
+    check = Check("tree_attention")
+    check.tensor("q", q, "B N Hq E")
+    batch, nodes, heads, head_dim = q.shape
+    check.require(1 <= nodes <= MAX_NODES, "q", f"have 1 to {MAX_NODES} nodes (N)", f"N={nodes}")
+    cache_dims = "B S Hkv E" if block_table is None else "num_blocks block_size Hkv E"
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check.tensor(name, cache, cache_dims, (*FLOATS, FP8))
+        if cache.dtype != FP8:
+            check.same_dtype("q", q.dtype, **{name: cache})
+    kv_heads = k_cache.shape[2]
+    check.require(
+        kv_heads > 0 and heads % kv_heads == 0,
+        "k_cache", f"have shape [{cache_dims.replace(' ', ', ')}] with Hkv dividing Hq={heads}",
+        f"Hkv={kv_heads}",
+    )  # fmt: skip
+    check.tensor("cache_seqlens", cache_seqlens, "B", INT32)
+    check.tensor("ancestors", ancestors, f"B N {(nodes + 63) // 64}", INT64)
+    check.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
+    slots = k_cache.shape[1] * (1 if block_table is None else block_table.shape[1])
+    check.require(nodes <= slots, "k_cache", f"hold N={nodes} nodes per request", f"{slots} slots")
+    check.values("cache_seqlens", cache_seqlens, 0, slots - nodes)
+    if window is not None:
+        check.integer("window", window, 1)
+    check.require(softcap >= 0, "softcap", "be >= 0", softcap)
+    check.tensor("k_scale", k_scale, "Hkv", FLOAT32, optional=True)
+    check.tensor("v_scale", v_scale, "Hkv", FLOAT32, optional=True)
+    out, lse = ops.tree_attention.default(
+        q, k_cache, v_cache, cache_seqlens, ancestors,
+        head_dim**-0.5 if scale is None else scale,
+        block_table, window or 0, softcap, k_scale, v_scale,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out

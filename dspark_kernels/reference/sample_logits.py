@@ -1,0 +1,41 @@
+"""Definition of `sample_logits`."""
+
+import torch
+
+from .linear_topk import perturb
+
+
+def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
+    """One Gumbel-max draw per row from optionally truncated logits, see `ops.sample_logits`."""
+    logits = torch.where(logits.isnan(), float("-inf"), logits.float())
+    kept = logits
+    if temperature is not None:
+        scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
+        kept = torch.where(kept_tokens(scaled, top_k, top_p, min_p), logits, float("-inf"))
+        kept = torch.where(temperature[:, None] > 0, kept, logits)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    return perturb(kept, ids, temperature, seed, position).argmax(dim=1)
+
+
+def kept_tokens(scaled, top_k, top_p, min_p):
+    """Which tokens of logits/τ [M, V] survive top-k, then top-p, then min-p; equal logits share their fate."""
+    ordered = scaled.sort(dim=1, descending=True).values
+    kept = torch.ones_like(scaled, dtype=torch.bool)
+    if top_k is not None:
+        width = scaled.shape[1]
+        k = torch.where(top_k > 0, top_k, width).clamp(max=width).long()
+        kept = scaled >= ordered.gather(1, k[:, None] - 1)
+        ordered = torch.where(ordered >= ordered.gather(1, k[:, None] - 1), ordered, float("-inf"))
+    if top_p is not None:
+        # a token stays while the tokens above it hold less than top_p of the mass
+        probability = ordered.softmax(dim=1)
+        above = probability.cumsum(dim=1) - probability
+        stays = (above < top_p[:, None]) | (top_p[:, None] >= 1)
+        stays[:, 0] = True
+        lowest = torch.where(stays, ordered, float("inf")).amin(dim=1, keepdim=True)
+        kept &= scaled >= lowest
+    if min_p is not None:
+        best = scaled.amax(dim=1, keepdim=True)
+        floor = best + torch.log(min_p.clamp(min=0))[:, None]
+        kept &= (scaled >= floor) | (min_p <= 0)[:, None]
+    return kept
