@@ -102,7 +102,7 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
     const int count = end - column < tile ? (int)(end - column) : tile;
     const T* weight = (const T*)p.weight + column * p.weight_stride;
     linear_tile(
-        weight, p.weight_stride, count, tile, layout, p.packed,
+        weight, p.weight_stride, count, layout, p.packed,
         [&](int first_vector, int vectors, float* scores) {
           const int stride = vectors * kLanes;
           for (int m = 0; m < vectors; ++m) {
@@ -152,7 +152,8 @@ LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
 void linear_topk_pack(const LinearTopk& p) {
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pack_rows((const T*)p.x, p.x_stride, RowLayout::of<T>(p.rows, p.depth), p.packed);
+    const auto row_of = [&](int64_t row) { return (const T*)p.x + row * p.x_stride; };
+    pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
   });
 }
 
