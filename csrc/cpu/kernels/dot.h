@@ -45,17 +45,23 @@ template <typename Dot, typename T>
 DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float* to,
                                ptrdiff_t prefetch = 0) {
   using Element = typename Dot::Element;
+  constexpr int kElements = Dot::template kHolds<T> ? Dot::kPerWord : 1;  // in a lane
   const int capacity = words * Dot::kPerWord;
   const int present = elements < 0 ? 0 : elements < capacity ? (int)elements : capacity;
   for (int byte = 0; prefetch != 0 && byte < present * (int)sizeof(T); byte += 64) {
     __builtin_prefetch((const char*)from + byte + prefetch, 0, 2);
   }
-  if constexpr (Dot::template kHolds<T>) {
-    memcpy((void*)to, from, present * sizeof(T));
-    memset((void*)((T*)to + present), 0, (capacity - present) * sizeof(T));
-  } else {
-    for (int i = 0; i < capacity; i += kLanes) {
-      const int left = present - i;
+  for (int i = 0; i < capacity; i += kLanes * kElements) {
+    const int left = present - i;
+    if constexpr (Dot::template kHolds<T>) {
+      T padded[kLanes * kElements] = {};
+      const T* whole = from + i;
+      if (left < kLanes * kElements) {
+        for (int e = 0; e < left; ++e) padded[e] = from[i + e];
+        whole = padded;
+      }
+      store_as((T*)to + i, load_as<Floats>(whole));
+    } else {
       store((Element*)to + i,
             left >= kLanes ? load(from + i) : load_first(from + i, left > 0 ? left : 0));
     }

@@ -99,106 +99,143 @@ struct View {
   }
 };
 
-// Calls use(i, keys, values) for slot begin + i of a tile, with null pointers for absent slots;
-// returns whether all are present.
-template <typename C, typename Use>
-DSPARK_INLINE bool for_slots(const View& view, int64_t begin, int count, const Use& use) {
-  const TreeAttention& p = view.p;
-  bool complete = true;
-  int64_t block = -1, inside = p.block_size;
-  for (int i = 0; i < count; ++i, ++inside) {
-    if (inside == p.block_size || i == 0) {
-      block = view.block_of(begin + i);
-      inside = (begin + i) % p.block_size;
-    }
-    complete &= block >= 0;
-    const int64_t k = block * p.k_stride[0] + inside * p.k_stride[1];
-    const int64_t v = block * p.v_stride[0] + inside * p.v_stride[1];
-    use(i, block < 0 ? nullptr : (const C*)p.k + k + view.task.kv_head * p.k_stride[2],
-        block < 0 ? nullptr : (const C*)p.v + v + view.task.kv_head * p.v_stride[2]);
-  }
-  return complete;
-}
-
-// Values of up to kLanes elements of a slot; zeros where there are none.
+// Where the keys and values of a tile's slots are; null for absent ones.
 template <typename C>
-DSPARK_INLINE Floats load_values(const C* values, int64_t element, int64_t dim) {
-  if (values == nullptr) return Floats{};
-  const int64_t left = dim - element;
-  return left >= kLanes ? load(values + element) : load_first(values + element, (int)left);
+struct Slots {
+  const C *keys[kTileSlots], *values[kTileSlots + 1];
+  bool complete = true;
+
+  Slots(const View& view, int64_t begin, int count) {
+    const TreeAttention& p = view.p;
+    int64_t block = -1, inside = 0;
+    for (int i = 0; i < count; ++i, ++inside) {
+      if (i == 0 || inside == p.block_size) {
+        block = view.block_of(begin + i);
+        inside = (begin + i) % p.block_size;
+      }
+      const int64_t k = block * p.k_stride[0] + inside * p.k_stride[1];
+      const int64_t v = block * p.v_stride[0] + inside * p.v_stride[1];
+      keys[i] = block < 0 ? nullptr : (const C*)p.k + k + view.task.kv_head * p.k_stride[2];
+      values[i] = block < 0 ? nullptr : (const C*)p.v + v + view.task.kv_head * p.v_stride[2];
+      complete &= block >= 0;
+    }
+    values[count] = nullptr;  // completes a pair
+  }
+};
+
+// Values of kLanes elements from `e` on, zeros where there are none.
+template <typename C>
+DSPARK_NOINLINE void load_edge(const C* slot, int64_t e, int64_t dim, C* to) {
+  for (int i = 0; i < kLanes; ++i) to[i] = slot != nullptr && e + i < dim ? slot[e + i] : C{};
 }
 
-// The tile's keys as rows of words, and its values as words across the lanes.
 template <typename Dot, typename C>
-DSPARK_INLINE bool pack_tile(const View& view, int64_t begin, int count, int words, int dim,
-                             float* keys, float* values) {
-  const C* slots[kTileSlots + 1] = {};
-  const TreeAttention& p = view.p;
-  const int64_t next_keys = kTileSlots * p.k_stride[1] * sizeof(C);
-  const int64_t next_values = kTileSlots * p.v_stride[1] * sizeof(C);
-  const bool complete = for_slots<C>(view, begin, count, [&](int i, const C* k, const C* v) {
-    stage_words<Dot>(k, k == nullptr ? 0 : p.head_dim, words, keys + i * words, next_keys);
-    slots[i] = v;
-    for (int64_t byte = 0; v != nullptr && byte < p.head_dim * (int)sizeof(C); byte += 64) {
-      __builtin_prefetch((const char*)v + byte + next_values, 0, 2);
-    }
-  });
-  for (int i = 0; i < count; i += Dot::kPerWord) {
-    float* to = values + i / Dot::kPerWord * dim;
-    for (int e = 0; e < dim; e += kLanes) {
-      const Floats first = load_values(slots[i], e, p.head_dim);
-      if constexpr (Dot::kPerWord == 1) {
-        store(to + e, first);
-      } else {
-        const Words second = round_to_bf16(load_values(slots[i + 1], e, p.head_dim));
-        store_as(to + e, round_to_bf16(first) | second << 16);
+DSPARK_INLINE Floats value_words(const C* first, const C* second) {
+  if constexpr (Dot::kPerWord == 1) {
+    return load(first);
+  } else {
+    return pack_bf16(load_bf16(first), load_bf16(second));
+  }
+}
+
+// Values of the tile as words across the lanes: [count / kPerWord][dim]
+template <typename Dot, typename C>
+DSPARK_INLINE void pack_values(const TreeAttention& p, const C* const* slots, int count, int dim,
+                               float* to) {
+  const ptrdiff_t next = kTileSlots * p.v_stride[1] * sizeof(C);
+  for (int i = 0; i < count; i += Dot::kPerWord, to += dim) {
+    const C *first = slots[i], *second = slots[i + Dot::kPerWord - 1];
+    int e = 0;
+    if (first != nullptr && second != nullptr) {
+      for (; e + kLanes <= p.head_dim; e += kLanes) {
+        __builtin_prefetch((const char*)(first + e) + next, 0, 2);
+        __builtin_prefetch((const char*)(second + e) + next, 0, 2);
+        store(to + e, value_words<Dot>(first + e, second + e));
       }
     }
+    for (C edge[2][kLanes]; e < dim; e += kLanes) {
+      load_edge(first, e, p.head_dim, edge[0]);
+      load_edge(second, e, p.head_dim, edge[1]);
+      store(to + e, value_words<Dot>(edge[0], edge[1]));
+    }
   }
-  return complete;
 }
 
-DSPARK_INLINE Floats tanh(Floats x) { return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f); }
+// Rows of words.
+struct Keys {
+  const char* rows;
+  ptrdiff_t stride, prefetch;
+};
+
+// The tile's keys: in place where their words can be read as they are, else copied.
+template <typename Dot, typename C>
+DSPARK_INLINE Keys find_keys(const TreeAttention& p, const Slots<C>& slots, int count, int words,
+                             float* copy) {
+  const ptrdiff_t stride = p.k_stride[1] * sizeof(C), next = kTileSlots * stride;
+  const bool in_place = Dot::template kHolds<C> && words * Dot::kPerWord == p.head_dim;
+  if (in_place && p.block_table == nullptr && count == kTileSlots) {
+    return {(const char*)slots.keys[0], stride, next};
+  }
+  for (int i = 0; i < count; ++i) {
+    const C* key = slots.keys[i];
+    stage_words<Dot>(key, key == nullptr ? 0 : p.head_dim, words, copy + i * words, next);
+  }
+  return {(const char*)copy, words * (ptrdiff_t)sizeof(float), 0};
+}
+
+// tanh |x| = (1 - t) / (1 + t) with t = e^(-2|x|), by its sign
+DSPARK_INLINE Floats tanh(Floats x) {
+  const Floats t = exp2(select(x < 0.0f, x, -x) * (2.0f * kLog2E));
+  const Floats y = (1.0f - t) / (1.0f + t);
+  return select(x < 0.0f, -y, y);
+}
+
+// Sets the scores of slots that a row does not see to -inf.
+DSPARK_NOINLINE void hide_slots(const View& view, int64_t begin, int count, int row, float* scores,
+                                int stride) {
+  const int rows = view.rows - row < kLanes ? (int)(view.rows - row) : kLanes;
+  for (int i = 0; i < count; ++i) {
+    const bool present = view.block_of(begin + i) >= 0;
+    for (int lane = 0; lane < rows; ++lane) {
+      if (!present || !view.sees(row + lane, begin + i)) scores[i * stride + lane] = -kInfinity;
+    }
+  }
+}
 
 // Scores of one vector of rows -> weights e^(score - maximum), as words of weighted_sums.
 template <typename Dot>
 DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, int count, int row,
                                 bool masked, float* scores, float* weights, int stride,
                                 float* maximum, float* sum, float* factor) {
+  const int limit = count * stride;
   const float softcap = view.p.softcap;
-  Floats top = splat(-kInfinity);
-  for (int i = 0; i < count; ++i) {
-    Floats score = load(scores + i * stride) * scale;
-    if (softcap > 0) score = softcap * tanh(score / softcap);
-    store(scores + i * stride, score);
-    top = max(score, top);
-  }
-  if (masked) {
-    top = splat(-kInfinity);
-    const int rows = view.rows - row < kLanes ? (int)(view.rows - row) : kLanes;
-    for (int i = 0; i < count; ++i) {
-      const bool present = view.block_of(begin + i) >= 0;
-      for (int lane = 0; lane < rows; ++lane) {
-        if (!present || !view.sees(row + lane, begin + i)) scores[i * stride + lane] = -kInfinity;
-      }
-      top = max(load(scores + i * stride), top);
+  if (softcap > 0 || scale <= 0) {
+    for (int i = 0; i < limit; i += stride) {
+      const Floats score = load(scores + i) * scale;
+      store(scores + i, softcap > 0 ? softcap * tanh(score / softcap) : score);
     }
+    scale = 1.0f;
   }
+  if (masked) hide_slots(view, begin, count, row, scores, stride);
+  Floats top = splat(-kInfinity);
+  for (int i = 0; i < limit; i += stride) top = max(load(scores + i) * scale, top);
+
   const Floats old = load(maximum), highest = max(top, old);
-  const Floats shift = select(highest > -kInfinity, highest, splat(0.0f));
-  const Floats rescale = exp(old - shift);
+  const Floats shift = select(highest > -kInfinity, highest, Floats{}) * kLog2E;
+  const Floats rescale = exp2(old * kLog2E - shift);
+  scale *= kLog2E;
   Floats total = load(sum) * rescale;
-  for (int i = 0; i < count; i += Dot::kPerWord) {
-    const Floats first = exp(load(scores + i * stride) - shift);
+  for (int i = 0; i < limit; i += Dot::kPerWord * stride, weights += stride) {
+    const Floats first = exp2(load(scores + i) * scale - shift);
     total += first;
-    float* to = weights + i / Dot::kPerWord * stride;
     if constexpr (Dot::kPerWord == 1) {
-      store(to, first);
+      store(weights, first);
     } else {
-      const bool last = i + 1 == count;
-      const Floats second = last ? Floats{} : exp(load(scores + (i + 1) * stride) - shift);
+      const bool last = i + stride == limit;
+      const Floats second = last ? Floats{} : exp2(load(scores + i + stride) * scale - shift);
       total += second;
-      store_as(to, round_to_bf16(first) | round_to_bf16(second) << 16);
+      // 0 <= weight <= 1: adding half a unit in the last place rounds to bf16
+      store(weights, pack_bf16(((Words)first + 0x8000) >> 16, ((Words)second + 0x8000) >> 16));
     }
   }
   store(maximum, highest);
@@ -231,18 +268,20 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
   int64_t begin = task.begin > view.first_seen() ? task.begin : view.first_seen();
   for (; begin < task.end; begin += kTileSlots) {
     const int count = task.end - begin < kTileSlots ? (int)(task.end - begin) : kTileSlots;
-    const bool complete =
-        pack_tile<Dot, C>(view, begin, count, layout.words, dim, scratch.keys, scratch.values);
-    const bool masked = !complete || begin < view.seen_by_all() || begin + count > view.seqlen;
+    const Slots<C> slots(view, begin, count);
+    const Keys keys = find_keys<Dot>(p, slots, count, layout.words, scratch.keys);
+    pack_values<Dot>(p, slots.values, count, dim, scratch.values);
+    const bool masked =
+        !slots.complete || begin < view.seen_by_all() || begin + count > view.seqlen;
     for (int first = 0; first < layout.vectors; first += kMaxVectors) {
       const int vectors = layout.block_vectors(first), stride = vectors * kLanes;
       const float* a = scratch.query + layout.offset(first, 0);
       with_vectors(vectors, [&](auto v) {
         constexpr int kVectors = decltype(v)::value;
         for (int i = 0; i < count; i += rows_at_once(kVectors)) {
-          block_product<Dot, kVectors>(layout, a, (const char*)(scratch.keys + i * layout.words),
-                                       layout.words * sizeof(float), layout.words,
-                                       scratch.scores + i * stride, false, 0);
+          block_product<Dot, kVectors>(layout, a, keys.rows + i * keys.stride, keys.stride,
+                                       layout.words, scratch.scores + i * stride, false,
+                                       first == 0 ? keys.prefetch : 0);
         }
       });
       alignas(64) float factor[kMaxVectors * kLanes];
