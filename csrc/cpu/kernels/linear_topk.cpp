@@ -9,18 +9,6 @@
 namespace dspark::DSPARK_ISA {
 namespace {
 
-template <typename F>
-DSPARK_INLINE auto with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kBf16:
-      return f(Bf16{});
-    case DType::kFp16:
-      return f(Fp16{});
-    default:
-      return f(float{});
-  }
-}
-
 // Inserts a score into the descending list of one row; returns the list's new last key. Columns
 // come in ascending order, so equal keys stay behind those already there.
 float insert(float* keys, int32_t* columns, int k, float key, int32_t column) {
@@ -79,7 +67,7 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
     const int64_t id = p.id_map ? p.id_map[column + v] : column + v + p.vocab_offset;
     if (id >> 2 != block) {
       block = id >> 2;
-      noise_words(noise.key, block, word);
+      noise_words(noise.key, splat((uint32_t)block), word);
     }
     const Floats score = load(c + v * c_stride);
     const Floats noisy = score / noise.temperature + gumbel(word[id & 3]);
@@ -141,7 +129,7 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
 }  // namespace
 
 LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
-  return with_type(p.dtype, [&](auto type) {
+  return with_float_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
     return LinearTopkSizes{layout.vectors * kLanes, layout.packed_floats(),
                            tile_rows(p.depth * sizeof(type))};
@@ -149,7 +137,7 @@ LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
 }
 
 void linear_topk_pack(const LinearTopk& p) {
-  with_type(p.dtype, [&](auto type) {
+  with_float_type(p.dtype, [&](auto type) {
     using T = decltype(type);
     const auto row_of = [&](int64_t row) { return (const T*)p.x + row * p.x_stride; };
     pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
@@ -157,7 +145,7 @@ void linear_topk_pack(const LinearTopk& p) {
 }
 
 void linear_topk_task(const LinearTopk& p, int64_t worker, int64_t task) {
-  with_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
+  with_float_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
 }
 
 }  // namespace dspark::DSPARK_ISA

@@ -50,8 +50,8 @@ struct NoiseKey {
 };
 
 // Philox4x32-10 for the tokens 4 · block .. 4 · block + 3 of every lane, see common/noise.h.
-DSPARK_INLINE void noise_words(const NoiseKey& key, int64_t block, Words word[4]) {
-  Words c0 = splat((uint32_t)block), c1 = key.position_low, c2 = key.position_high, c3 = {};
+DSPARK_INLINE void noise_words(const NoiseKey& key, Words block, Words word[4]) {
+  Words c0 = block, c1 = key.position_low, c2 = key.position_high, c3 = {};
   Words k0 = key.seed_low, k1 = key.seed_high;
   for (int round = 0; round < 10; ++round) {
     Words high0, low0, high1, low1;

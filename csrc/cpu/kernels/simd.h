@@ -51,6 +51,12 @@ DSPARK_INLINE void store_as(void* to, V value) {
 DSPARK_INLINE Floats splat(float x) { return x - Floats{}; }
 DSPARK_INLINE Words splat(uint32_t x) { return x - Words{}; }
 
+DSPARK_INLINE Ints lane_numbers() {
+  Ints numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
 // One 32-bit or 64-bit word of memory in every lane or pair of lanes.
 DSPARK_INLINE Floats broadcast32(const void* from) {
   return (Floats)splat(load_as<uint32_t>(from));
@@ -192,6 +198,19 @@ DSPARK_INLINE void store_first(T* to, Floats value, int count) {
   T lanes[kLanes];
   store(lanes, value);
   for (int i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// Calls f with a value of the type that `dtype` names: float, Bf16 or Fp16.
+template <typename F>
+DSPARK_INLINE auto with_float_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBf16:
+      return f(Bf16{});
+    case DType::kFp16:
+      return f(Fp16{});
+    default:
+      return f(float{});
+  }
 }
 
 template <typename T>
