@@ -18,8 +18,8 @@ def draft_blocks(
 
     Equivalent to::
 
-        update = torch.einsum("bf,hdf->bhd", hidden if features is None else features, weight) + bias
-        return hidden[:, None] * (1 if residual_scale is None else residual_scale) + silu(update)
+        update = torch.einsum("bf,hdf->bhd", features, weight) + bias
+        return hidden[:, None] * residual_scale + silu(update)
 
     Args:
         hidden: [B, D] float32, bfloat16 or float16, the target's last hidden state (after its norm).
