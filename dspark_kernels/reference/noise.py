@@ -19,7 +19,7 @@ def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Philox4x32-10 on 32-bit words: counter int64 [..., 4], key int64 [..., 2] -> int64 [..., 4]."""
+    """Philox4x32-10 on 32-bit words: counter int64 [..., 4], key [..., 2] -> int64 [..., 4]."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
     for _ in range(10):
