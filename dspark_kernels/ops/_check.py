@@ -66,7 +66,7 @@ class Check:
             self.fail(name, f"be {bound}", value)
 
     def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
-        """Check the values of a CPU tensor; on a GPU, where that would stop the host, do nothing."""
+        """Check the values of a CPU tensor; on a GPU that would stop the host, so do nothing."""
         if value is None or value.device.type != "cpu" or not value.numel():
             return
         if torch.compiler.is_compiling():
