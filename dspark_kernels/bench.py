@@ -6,9 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
+from tqdm import tqdm
 
 from .integrations.decoder import SpeculativeDecoder
 from .statistics import Statistics
@@ -103,7 +102,7 @@ def decode(
         for category, ids in by_category.items()
         for first in range(0, len(ids), batch_size)
     ]
-    for category, ids in track(batches, "decoding", console=Console(stderr=True), transient=True):
+    for category, ids in tqdm(batches, "decoding", leave=False):
         start = time.perf_counter()
         out = decoder.generate(ids, **options)
         seconds = time.perf_counter() - start
