@@ -57,7 +57,9 @@ class DraftTree(NamedTuple):
             )
         num_nodes = 1 + (parents[:, 1:] >= 0).sum(dim=1)
         used = torch.arange(tokens.shape[1], device=tokens.device) < num_nodes[:, None]
-        rows = zip(tokens.tolist(), parents.tolist(), scores.tolist(), num_nodes.tolist(), strict=True)
+        rows = zip(
+            tokens.tolist(), parents.tolist(), scores.tolist(), num_nodes.tolist(), strict=True
+        )
         depths = [_check_tree(b, *row) for b, row in enumerate(rows)]
         return cls(
             tokens=torch.where(used, tokens, 0),
@@ -82,7 +84,9 @@ def chain(tokens) -> DraftTree:
     return DraftTree.from_parents(tokens, parents.expand(tokens.shape))
 
 
-def static_tree(choices: Sequence[Sequence[int]], ids: torch.Tensor, root: torch.Tensor) -> DraftTree:
+def static_tree(
+    choices: Sequence[Sequence[int]], ids: torch.Tensor, root: torch.Tensor
+) -> DraftTree:
     """The tree whose nodes are fixed ranks among the candidates of the heads, as in Medusa.
 
     Args:

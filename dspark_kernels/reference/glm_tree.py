@@ -85,7 +85,9 @@ def glm_tree(
             alive &= (place < num_nodes) & (child_scores.gather(1, child) > 0)
             path_node = torch.where(alive, place, -1)
         order = order[:, :num_nodes]
-        levels.append([part.gather(1, order) for part in (child_tokens, child_parents, child_scores)])
+        levels.append(
+            [part.gather(1, order) for part in (child_tokens, child_parents, child_scores)]
+        )
     return best_nodes(levels, num_nodes)
 
 
@@ -102,7 +104,9 @@ def add_paths(tokens, parents, scores, path_token, path_parent, path_score):
     tokens = torch.cat((tokens, path_token), 1)
     parents = torch.cat((parents, path_parent), 1)
     scores = torch.cat((scores, torch.zeros_like(path_score)), 1)
-    equal = (tokens[:, None] == path_token[..., None]) & (parents[:, None] == path_parent[..., None])
+    equal = (tokens[:, None] == path_token[..., None]) & (
+        parents[:, None] == path_parent[..., None]
+    )
     child = equal.int().argmax(dim=2)
     return (tokens, parents, scores.scatter_reduce(1, child, path_score, "amax")), child
 
@@ -119,7 +123,9 @@ def best_nodes(levels, num_nodes):
     starts = [0]
     for tokens, _, _ in levels[:-1]:
         starts.append(starts[-1] + tokens.shape[1])
-    spare = levels[0][0].new_zeros(len(levels[0][0]), num_nodes)  # so that there are at least N slots
+    spare = levels[0][0].new_zeros(
+        len(levels[0][0]), num_nodes
+    )  # so that there are at least N slots
     depth_of = [torch.full_like(level[0], depth) for depth, level in enumerate(levels)]
     parent_of = [level[1] + start for level, start in zip(levels, [0, *starts[:-1]], strict=True)]
     tokens = torch.cat([level[0] for level in levels] + [spare], 1)
