@@ -131,7 +131,7 @@ def chi_square(counts, probs):
     return statistic, freedom * (1 - spread + 3.09 * math.sqrt(spread)) ** 3
 
 
-def first_two_tokens(function, draw_stream, draws=100_000, vocab=5, device="cpu"):
+def first_two_tokens(function, draw_stream, draws=50_000, vocab=4, device="cpu"):
     """Counts of the first two emitted tokens, the second drawn plainly where the chain gave only one."""
     g = torch.Generator().manual_seed(1)
     target = torch.randn(1, vocab, generator=g), torch.randn(vocab, vocab, generator=g)
