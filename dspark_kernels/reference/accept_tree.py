@@ -42,7 +42,7 @@ def compact(caches, cache_seqlens, path, block_table):
     source, source_exists = locate(first + path, caches[0].shape, block_table)
     target, target_exists = locate(first + index, caches[0].shape, block_table)
     moved = (path > index) & source_exists & target_exists
-    source, target = [part[moved] for part in source], [part[moved] for part in target]
+    source, target = (tuple(part[moved] for part in slots) for slots in (source, target))
     for cache in caches:
         cache[target] = cache[source]
 
