@@ -3,6 +3,7 @@
 from . import reference
 from .ops import *  # noqa: F403
 from .ops import __all__ as _ops
+from .tree import DraftTree, chain, format_tree, static_tree
 
 __version__ = "0.1.0"
-__all__ = [*_ops, "reference"]
+__all__ = [*_ops, "DraftTree", "chain", "format_tree", "reference", "static_tree"]

@@ -4,8 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 
@@ -15,7 +14,7 @@ def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str
 
     Raises ValueError with one sentence when there is no such model.
     """
-    source, gguf = str(name_or_path), {}
+    source, gguf, dense = str(name_or_path), {}, {}
     if source == EMBEDDED_MODEL:
         source = str(_embedded_file())
     if source.endswith(".gguf"):
@@ -23,19 +22,15 @@ def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str
         if not path.is_file():
             raise ValueError(f"model must be an existing file, got {str(name_or_path)!r}")
         source, gguf = str(path.parent), {"gguf_file": path.name}
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+        dense = {"quantization_config": GgufConfig(dequantize=True)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf, **dense)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}; "
             f"{str(name_or_path)!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     model.config._name_or_path = str(name_or_path)
     return model.to(device), tokenizer
 

@@ -3,9 +3,8 @@
 import torch
 
 from .._library import ops
-from ._check import FLOAT32, FLOATS, INT32, INT64, Check
+from ._check import FLOAT32, FLOATS, INT32, INT64, MAX_NODES, Check
 
-MAX_NODES = 256
 FP8 = torch.float8_e4m3fn
 
 
