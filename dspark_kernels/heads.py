@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .ops import draft_blocks
-from .reference.draft_blocks import draft_blocks as draft_blocks_reference
 
 
 @dataclass
@@ -32,6 +31,7 @@ class DraftConfig:
     num_candidates: int = 48
     feature_layers: list[int] = field(default_factory=list)  # indices into `hidden_states`
     feature_size: int = 192  # hidden units which see hidden, feature layers and root together
+    hidden_feature: bool = True  # whether heads also read the hidden state itself
     rank: int = 128  # R of the GLM
     draft_vocab_size: int = 0  # tokens the heads may propose; 0: all
     lookup_paths: int = 4  # 0: no context lookup
@@ -52,14 +52,15 @@ class DraftHeads(nn.Module):
         super().__init__()
         dim, heads = config.hidden_size, config.num_heads
         sources = 2 + len(config.feature_layers)  # hidden, feature layers, root embedding
-        size = dim + config.feature_size
+        self.hidden_feature = config.hidden_feature
+        size = dim * config.hidden_feature + config.feature_size
         self.project = nn.Linear(sources * dim, config.feature_size)
         self.weight = nn.Parameter(torch.randn(heads, dim, size) * 0.1 * size**-0.5)
         self.bias = nn.Parameter(torch.zeros(heads, dim))
         self.residual_scale = nn.Parameter(torch.full((heads, dim), 0.5))
 
     def features(self, hidden: Tensor, layers: Tensor | None, root_embedding: Tensor) -> Tensor:
-        """f [B, D + K]: normalised hidden, and K units which see everything.
+        """f [B, F]: the normalised hidden state if it is a feature, and K units which see all.
 
         hidden [B, D]; layers [B, len(feature_layers)·D]; root_embedding [B, D].
         """
@@ -67,12 +68,14 @@ class DraftHeads(nn.Module):
         sources = [hidden, rms_norm(root_embedding)]
         if layers is not None:
             sources.append(rms_norm(layers.unflatten(-1, (-1, dim))).flatten(-2))
-        return torch.cat((hidden, F.silu(self.project(torch.cat(sources, -1)))), -1)
+        units = F.silu(self.project(torch.cat(sources, -1)))
+        return torch.cat((hidden, units), -1) if self.hidden_feature else units
 
     def forward(self, hidden: Tensor, layers: Tensor | None, root_embedding: Tensor) -> Tensor:
-        """Head states [B, H, D], differentiable."""
+        """Head states [B, H, D]: `draft_blocks` as one differentiable product."""
         features = self.features(hidden, layers, root_embedding)
-        return draft_blocks_reference(hidden, self.weight, self.bias, features, self.residual_scale)
+        update = F.linear(features, self.weight.flatten(0, 1), self.bias.flatten())
+        return self.residual_scale * hidden[:, None] + F.silu(update.unflatten(-1, self.bias.shape))
 
 
 class GatedLinearModel(nn.Module):
