@@ -46,5 +46,5 @@ def tiny_draft(vocab_size=64, seed=1, **options):
     draft = DraftModel(config)
     if draft.lookup is not None:
         length = torch.arange(1, config.lookup_length + 1)
-        draft.lookup.table[:, 1:] = 0.6**length.float()
+        draft.lookup.table[:, 1:] = 0.6 ** length.float()
     return draft

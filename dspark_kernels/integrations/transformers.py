@@ -94,7 +94,7 @@ class TransformersTarget:
 
     @property
     def identity(self) -> tuple[int, int, int]:
-        """(hidden size, vocabulary size, number of layers): what a draft must have been made for."""
+        """(hidden size, vocabulary size, number of layers): what a draft must be made for."""
         return self.lm_head.shape[1], self.lm_head.shape[0], self.num_layers
 
     @property
