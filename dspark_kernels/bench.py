@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.table import Column, Table
 from tqdm import tqdm
 
@@ -156,7 +157,8 @@ class _Tally:
 def table(result: dict) -> Table:
     """The result for people."""
     columns = ("prompts", "tokens/step", "tokens/s", "generate", "speed-up", "identical")
-    view = Table("category", *(Column(name, justify="right") for name in columns))
+    headers = (Column(name, justify="right", no_wrap=True) for name in columns)
+    view = Table("category", *headers, box=box.SIMPLE_HEAD)
     for name, row in (*result["categories"].items(), ("total", result["total"])):
         view.add_row(
             name,

@@ -1,13 +1,14 @@
 """The loop is lossless, whatever drafts, batches and budgets it is given."""
 
 import itertools
+from contextlib import nullcontext
 
 import pytest
 import torch
 from chi_square import chi_square
 from tiny import tiny_draft, tiny_model
 
-from dspark_kernels.decode import generate
+from dspark_kernels.decode import generate, max_depth, prefill, step
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.reference.noise import gumbel, uniform
@@ -122,6 +123,22 @@ def test_the_model_keeps_its_own_attention(decoder):
     before = decoder.model.config._attn_implementation
     decoder.generate(PROMPTS, max_new_tokens=4)
     assert decoder.model.config._attn_implementation == before
+
+
+@torch.inference_mode()
+def test_a_step_never_stops_the_host():
+    """On the meta device tensors have no values: whatever reads one, raises."""
+    with pytest.raises(RuntimeError):
+        torch.ones(1, device="meta").item()
+    target = TransformersTarget(tiny_model().to("meta"))
+    bound = tiny_draft().to("meta").bind(target.embedding, target.lm_head)
+    target.feature_layers = bound.feature_layers
+    sampling = Sampling(temperature=0.5, top_p=0.9)
+    state = prefill(target, [[1, 2, 3], [4]], sampling, [3], max_new_tokens=20, room=40)
+    for draft in (None, bound):
+        tokens, counts, tree = step(target, draft, state, 12, 0.1, lambda phase: nullcontext())
+        assert tokens.shape == (2, max_depth(draft) + 1) and counts.shape == (2,)
+        assert tree.tokens.shape == (2, 1 if draft is None else 12)
 
 
 VOCAB, REQUESTS, RUNS, PROMPT = 5, 8_000, 6, [1, 3, 2]

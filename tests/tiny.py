@@ -48,3 +48,20 @@ def tiny_draft(vocab_size=64, seed=1, **options):
         length = torch.arange(1, config.lookup_length + 1)
         draft.lookup.table[:, 1:] = 0.6 ** length.float()
     return draft
+
+
+def tiny_tokenizer(vocab_size=300):
+    """A byte-level tokenizer with a chat template and an end-of-text token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<end>", *alphabet])}
+    vocab |= {f"<{index}>": index for index in range(len(vocab), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ '\n' }}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", chat_template=template
+    )
