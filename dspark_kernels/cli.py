@@ -115,7 +115,9 @@ def _generate(arguments) -> int:
     }
     printer = None if arguments.json else StepPrinter(decoder.tokenizer, Console())
     if printer:
-        print(f"{prompt}\n")
+        if decoder.draft_model is not None:
+            print(decoder.draft_model.summary())
+        print(f"\n{prompt}\n")
     start = time.perf_counter()
     out = decoder.generate([ids], on_tokens=printer, **options)
     seconds = time.perf_counter() - start

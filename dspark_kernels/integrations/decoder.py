@@ -33,6 +33,7 @@ class SpeculativeDecoder:
         self.model = model
         self.tokenizer = tokenizer
         self.target = TransformersTarget(model)
+        self.draft_model = draft
         self.draft = None
         if draft is not None:
             draft.check_target(*self.target.identity)
@@ -69,6 +70,12 @@ class SpeculativeDecoder:
             auto = draft == "auto"
             draft = shipped_draft(TransformersTarget(model)) if auto else load_draft(draft)
         return cls(model, tokenizer, draft)
+
+    @property
+    def draft_share(self) -> float:
+        """Trained parameters of the draft over parameters of the target."""
+        own = 0 if self.draft_model is None else self.draft_model.num_parameters
+        return own / self.target.num_parameters
 
     @property
     def stop_tokens(self) -> list[int]:
