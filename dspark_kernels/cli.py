@@ -180,7 +180,7 @@ def _bench_decode(arguments) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
-        Console().print(bench.table(result))
+        Console().print(bench.tables(result))
     return 0
 
 
