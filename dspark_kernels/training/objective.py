@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass
 class VocabularySample:
-    """The tokens a softmax is taken over: all frequent ones, a sample of the others, all targets."""
+    """The tokens a softmax is taken over: the frequent ones, some of the others, all targets."""
 
     ids: Tensor  # int64 [V'], increasing
     offset: Tensor  # [V'], log of how many tokens a sampled one stands for
