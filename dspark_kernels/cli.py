@@ -76,7 +76,11 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     from .integrations.loading import EMBEDDED_MODEL
 
     command.add_argument("--model", default=EMBEDDED_MODEL, help="default: %(default)s")
-    command.add_argument("--draft", default="auto", help="a folder or hub id; default: the shipped")
+    command.add_argument(
+        "--draft",
+        default="auto",
+        help="a folder or hub id; 'none' decodes plainly; default: the one shipped for the model",
+    )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--max-new-tokens", type=int, default=128)
@@ -90,7 +94,7 @@ def _decoder(arguments):
 
     return SpeculativeDecoder.from_pretrained(
         arguments.model,
-        arguments.draft,
+        None if arguments.draft == "none" else arguments.draft,
         dtype=DTYPES[arguments.dtype],
         device=arguments.device,
     )

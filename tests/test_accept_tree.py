@@ -143,9 +143,9 @@ def test_backend_dtypes(dtype, device):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("options", [
-    {"max_depth": 0}, {"max_depth": 2}, {"max_depth": 300}, {"slack": -1}, {"slack": -30}, {"slack": 100},
-    {"shapes": ()}, {"shapes": ((4, 64),) * 60}, {"batch": 0}, {"batch": 1}, {"batch": 33},
-    {"slack": -7, "block_size": 8},
+    {"max_depth": 0}, {"max_depth": 2}, {"max_depth": 300}, {"slack": -1}, {"slack": -30},
+    {"slack": 100}, {"shapes": ()}, {"shapes": ((4, 64),) * 60}, {"batch": 0}, {"batch": 1},
+    {"batch": 33}, {"slack": -7, "block_size": 8},
 ])  # fmt: skip
 def test_backend_options(options, device):
     check(public, 40, device=device, **options)

@@ -132,7 +132,7 @@ def chi_square(counts, probs):
 
 
 def first_two_tokens(function, draw_stream, draws=50_000, vocab=4, device="cpu"):
-    """Counts of the first two emitted tokens, the second drawn plainly where the chain gave only one."""
+    """Counts of the first emitted token, and of the second after each first; and their laws."""
     g = torch.Generator().manual_seed(1)
     target = torch.randn(1, vocab, generator=g), torch.randn(vocab, vocab, generator=g)
     draft = [part + torch.randn(part.shape, generator=g) for part in target]
@@ -174,7 +174,7 @@ def test_the_emitted_law_is_the_targets(function, device):
 
 
 def test_negative_control_shared_noise_is_not_lossless():
-    """Drafts drawn with the residual's own noise are not independent of it: the same test must fail."""
+    """Drafts drawn with the residual's own noise depend on it: the same test must fail."""
     first, p_first, *_ = first_two_tokens(reference, draw_stream=STREAM_RESIDUAL)
     statistic, limit = chi_square(first, p_first)
     assert statistic > 2 * limit

@@ -44,7 +44,8 @@ def walk(tree, typical, b, max_depth):
 
 
 def check(function, nodes, batch=4, temperature=None, epsilon=0.3, delta=0.09, max_depth=None,
-          block_size=None, spoil=None, dtype=torch.float32, vocab=VOCAB, seed=0, device="cpu"):  # fmt: skip
+          block_size=None, spoil=None, dtype=torch.float32, vocab=VOCAB, seed=0,
+          device="cpu"):  # fmt: skip
     tree = random_tree(batch, nodes, vocab=VOCAB, seed=seed)
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(batch, nodes, vocab, generator=g) * 1.5).to(dtype)
@@ -79,8 +80,8 @@ def check(function, nodes, batch=4, temperature=None, epsilon=0.3, delta=0.09, m
 def definition(tree, draws, logits, caches, seqlens, *, temperature, epsilon, delta, block_table,
                max_depth):  # fmt: skip
     return reference(
-        tree.tokens, tree.parents, tree.num_nodes, draws, logits, temperature, epsilon, delta, caches,
-        seqlens, block_table, max_depth,
+        tree.tokens, tree.parents, tree.num_nodes, draws, logits, temperature, epsilon, delta,
+        caches, seqlens, block_table, max_depth,
     )  # fmt: skip
 
 
