@@ -135,6 +135,7 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
 
     if model is None:
         model, tokenizer = load_model(config.model, dtype=torch.bfloat16)
+    torch.manual_seed(config.seed)
     target = TransformersTarget(model)
     draft = DraftModel(draft_config(config, target))
     target.feature_layers = tuple(draft.config.feature_layers)
