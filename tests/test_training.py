@@ -62,7 +62,7 @@ def test_pipeline_makes_a_draft_that_predicts_better(prompts, tmp_path):
 
 def test_interrupted_training_continues_to_the_same_result(prompts, tmp_path, monkeypatch):
     model = tiny_model()
-    whole = train(settings(prompts, tmp_path / "whole"), model)
+    whole = train(settings(prompts, tmp_path / "whole", rollout_from=0.4), model)
     step = Trainer.train_step
 
     def interrupted(trainer):
@@ -72,9 +72,9 @@ def test_interrupted_training_continues_to_the_same_result(prompts, tmp_path, mo
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(settings(prompts, tmp_path / "parts"), model)
+        train(settings(prompts, tmp_path / "parts", rollout_from=0.4), model)
     monkeypatch.setattr(Trainer, "train_step", step)
-    resumed = train(settings(prompts, tmp_path / "parts"), model)
+    resumed = train(settings(prompts, tmp_path / "parts", rollout_from=0.4), model)
     for (name, expected), actual in zip(
         whole.state_dict().items(), resumed.state_dict().values(), strict=True
     ):

@@ -48,6 +48,8 @@ class TrainConfig:
     frequent: int = 4096  # tokens in every softmax
     negatives: int = 768  # sampled from the rest of the draft vocabulary
     checkpoint_every: int = 200
+    rollout_from: float = 1.0  # progress from which the GLM also learns from its own choices
+    rollout_weight: float = 0.5
     evaluation_prompts: int = 64
     loss: dict = field(default_factory=dict)  # options of `draft_loss`
 
@@ -90,10 +92,12 @@ class Trainer:
         vocabulary = VocabularySample.draw(
             self.always, self.others, config.negatives, targets, self.generator
         )
+        rollout = config.rollout_weight if self.progress >= config.rollout_from else 0.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = draft_loss(
-                self.model, batch, self.embedding, self.lm_head, vocabulary, **config.loss
-            )
+                self.model, batch, self.embedding, self.lm_head, vocabulary,
+                rollout_weight=rollout, **config.loss,
+            )  # fmt: skip
         self.optimizer.zero_grad()
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -104,16 +108,18 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; an interruption leaves the previous one."""
-        parts = (self.model.state_dict(), self.optimizer.state_dict(), self.generator.get_state())
-        torch.save((*parts, self.step, self.seconds), path.with_suffix(".tmp"))
+        parts = (self.model.state_dict(), self.optimizer.state_dict())
+        noise = (self.generator.get_state(), torch.get_rng_state())
+        torch.save((parts, noise, self.step, self.seconds), path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
     def restore(self, path: Path) -> None:
         """Continue where a checkpoint was written."""
-        model, optimizer, generator, self.step, self.seconds = torch.load(path, weights_only=True)
-        self.model.load_state_dict(model)
-        self.optimizer.load_state_dict(optimizer)
-        self.generator.set_state(generator)
+        parts, noise, self.step, self.seconds = torch.load(path, weights_only=True)
+        self.model.load_state_dict(parts[0])
+        self.optimizer.load_state_dict(parts[1])
+        self.generator.set_state(noise[0])
+        torch.set_rng_state(noise[1])
 
 
 def token_counts(data: list[Continuation], vocab_size: int) -> torch.Tensor:
