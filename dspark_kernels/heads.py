@@ -2,7 +2,7 @@
 
 Both read the frozen target: heads its hidden states (the last as in Medusa, Cai et al. 2024, and
 earlier ones as in EAGLE-3, Li et al. 2025) and the drawn root (Hydra, Ankner et al. 2024), the GLM
-its embeddings, by tied low-rank tables (ungated, it is the Markov head of DSpark, arXiv 2607.05147).
+its embeddings, by tied low-rank tables (without its gates: the Markov head of DSpark, 2607.05147).
 """
 
 import copy

@@ -29,7 +29,7 @@ class Batch:
 
 @dataclass
 class VocabularySample:
-    """The tokens a softmax is taken over: all frequent ones, a sample of the others, all targets."""
+    """The tokens a softmax is taken over: the frequent ones, some of the others, all targets."""
 
     ids: Tensor  # int64 [V'], increasing
     offset: Tensor  # [V'], log of how many tokens a sampled one stands for
@@ -97,18 +97,20 @@ def draft_loss(
     heads_weight: float = 0.5,
     distillation: float = 0.5,
     depth_decay: float = 0.9,
+    rollout_weight: float = 0.0,
+    rollout_temperature: float = 0.5,
 ) -> Losses:
     """Teacher-forced loss of GLM and heads on every position of the batch.
 
-    embedding, lm_head: the frozen target's [V, D].
+    embedding, lm_head: the frozen target's [V, D]. rollout_weight: of minus the accepted length of
+    the GLM's own choices, see `rollout_length`.
     """
     depths = model.config.num_heads
     length = batch.tokens.shape[1] - depths
-    root = batch.tokens[:, :length].reshape(-1)
-    here = slice(0, length)
-    hidden = batch.hidden[:, here].flatten(0, 1)  # [M, D]
-    layers = None if batch.layers is None else batch.layers[:, here].flatten(0, 1)
-    states = model.heads(hidden, layers, embedding[root.clamp(min=0)])  # [M, H, D]
+    future = batch.tokens.unfold(1, depths + 1, 1).flatten(0, 1)  # [M, 1 + H], the root first
+    hidden = batch.hidden[:, :length].flatten(0, 1)  # [M, D]
+    layers = None if batch.layers is None else batch.layers[:, :length].flatten(0, 1)
+    states = model.heads(hidden, layers, embedding[future[:, 0].clamp(min=0)])  # [M, H, D]
     gates = model.glm.gates(states)
     rows = lm_head[vocabulary.ids]  # [V', D]
     table_out = model.glm.rows_out(rows)  # [V', R]
@@ -118,23 +120,56 @@ def draft_loss(
         teacher = F.linear(later.flatten(0, 1), rows).add_(offset).softmax(-1)
         teacher = teacher.unflatten(0, later.shape[:2])
 
-    parent, state = root, torch.zeros(len(root), model.config.rank)
-    glm, heads, counts = [], [], []
+    state = torch.zeros(len(future), model.config.rank)
+    glm, heads, counts, keys = [], [], [], []
     for depth in range(depths):
-        token = batch.tokens[:, depth + 1 : depth + 1 + length].reshape(-1)
+        token = future[:, depth + 1]
         valid = (token >= 0).float()
         target = vocabulary.column[token.clamp(min=0)].clamp(min=0)
         soft = teacher[:, depth : depth + length].flatten(0, 1)
-        token_in = model.glm.rows_in(embedding[parent.clamp(min=0)])
+        token_in = model.glm.rows_in(embedding[future[:, depth].clamp(min=0)])
         state = glm_state(state, token_in, gates[:, depth], model.glm.mix)
         own = F.linear(states[:, depth], rows) + offset
         scores = own + F.linear(state * model.glm.depth_scale[depth], table_out)
         glm.append(half_distillation(scores, soft, target, valid, distillation))
         heads.append(half_distillation(own, soft, target, valid, distillation))
         counts.append(valid.sum().clamp(min=1))
-        parent = token
+        keys.append(own)
     count = torch.stack(counts)
     glm, heads = torch.stack(glm) / count, torch.stack(heads) / count
     weight = depth_decay ** torch.arange(depths)
     total = ((glm + heads_weight * heads) * weight).sum() / weight.sum()
+    if rollout_weight:
+        reward = rollout_length(
+            model.glm, gates, keys, future, embedding, vocabulary, table_out, rollout_temperature
+        )
+        total = total - rollout_weight * reward
     return Losses(total, glm.detach(), heads.detach())
+
+
+def rollout_length(
+    glm, gates, keys, future, embedding, vocabulary, table_out, temperature, candidates=16
+) -> Tensor:
+    """Mean accepted length when the GLM follows its own choices, differentiable.
+
+    At every depth it picks one of the heads' candidates by the straight-through Gumbel-Softmax
+    estimator (Jang et al. 2017), and the relaxed pick is the parent of the next depth. A pick other
+    than the true token ends the accepted path, so whatever follows it has no weight.
+
+    gates [M, H, 2R]; keys: H of [M, V'], the heads' logits; future int64 [M, 1 + H], the root
+    first; table_out [V', R].
+    """
+    token_in = glm.rows_in(embedding[future[:, 0].clamp(min=0)])
+    state, alive = torch.zeros_like(token_in), torch.ones(len(future))
+    total = torch.zeros(len(future))
+    for depth, own in enumerate(keys):
+        state = glm_state(state, token_in, gates[:, depth], glm.mix)
+        key, column = own.topk(candidates, dim=-1)  # [M, C]
+        scale = (state * glm.depth_scale[depth])[:, None]
+        scores = key + (scale @ table_out[column].mT)[:, 0]
+        pick = F.gumbel_softmax(scores.float(), tau=temperature, hard=True)
+        ids = vocabulary.ids[column]
+        alive = alive * (pick * (ids == future[:, depth + 1, None])).sum(-1)
+        total = total + alive
+        token_in = (pick[:, None] @ glm.rows_in(embedding[ids]).float())[:, 0]
+    return total.mean()

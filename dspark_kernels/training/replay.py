@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .._library import ops
 from ..heads import BoundDraft
+from ..ops import context_lookup, glm_tree, linear_topk
 from .store import Continuation
 
 
@@ -33,25 +33,25 @@ class Replay:
 
 
 def propose(draft: BoundDraft, item: Continuation, positions, num_nodes: int, lookup: bool):
-    """The trees (outputs of `glm_tree`) drafted behind the tokens at `positions` (int64 [B])."""
+    """The DraftTree drafted behind the tokens at `positions` (int64 [B])."""
     tokens = torch.tensor(item.tokens)
     states = item.states[positions].to(draft.vocab_weight.dtype)
     layers = states[:, 1:].flatten(1) if states.shape[1] > 1 else None
     root = tokens[positions]
     head_states = draft.head_states(states[:, 0], layers, root)
     batch, heads, _ = head_states.shape
-    keys, ids, logsumexp = ops.linear_topk(
-        head_states.flatten(0, 1), draft.vocab_weight, draft.num_candidates,
-        None, None, None, None, draft.id_map, 0,
-    )  # fmt: skip
+    keys, ids, logsumexp = linear_topk(
+        head_states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map
+    )
     paths = path_scores = None
     if lookup and draft.lookup is not None:
         paths, match_length = lookup_paths(draft.lookup.window, item, positions)
         path_scores = draft.lookup.scores(match_length)
-    return ops.glm_tree(
+    return glm_tree(
         ids.view(batch, heads, -1), keys.view(batch, heads, -1), logsumexp.view(batch, heads),
         draft.gates(head_states), root, draft.table_in, draft.table_out, draft.mix,
-        draft.depth_scale, draft.calibration, None, paths, path_scores, num_nodes, 0.0,
+        draft.depth_scale, num_nodes, calibration=draft.calibration, paths=paths,
+        path_scores=path_scores,
     )  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def lookup_paths(window: dict, item: Continuation, positions):
     """(paths, match_length) of `context_lookup` when the tokens at `positions` are the roots."""
     history = torch.tensor(item.prompt + item.tokens)
     lengths = (len(item.prompt) + positions + 1).int()
-    return ops.context_lookup(history.expand(len(positions), -1), lengths, *window.values())
+    return context_lookup(history.expand(len(positions), -1), lengths, **window)
 
 
 def future_tokens(item: Continuation, positions, depths: int):
@@ -77,10 +77,10 @@ def replay(draft: BoundDraft, item: Continuation, budgets=(8, 16, 32, 64), looku
     count, largest = len(item.tokens) - 1, max(budgets)
     positions = torch.arange(count)
     future = future_tokens(item, positions, draft.max_depth)
-    trees = propose(draft, item, positions, largest, lookup)
-    tokens, parents, depths, _, scores, num_nodes = trees
+    tree = propose(draft, item, positions, largest, lookup)
+    tokens, parents, scores = tree.tokens, tree.parents, tree.scores
     slots = torch.arange(largest)
-    used = slots < num_nodes[:, None]
+    used = slots < tree.num_nodes[:, None]
     order = torch.where(used, scores, -1.0).argsort(dim=1, descending=True, stable=True)
     rank = order.argsort(dim=1)
     rows, current = torch.arange(count), torch.zeros(count, dtype=torch.int64)

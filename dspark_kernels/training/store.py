@@ -1,8 +1,8 @@
 """Continuations on disk: tokens in JSON, the target's states in memory-mapped files beside them.
 
-A shard is `<name>.json`, a list of {id, topic, category, temperature, prompt, tokens}, and `<name>.bin`,
-bfloat16 [rows, 1 + len(feature_layers), D]: for every token of every continuation, in order, the
-last hidden state which drew it, and the feature layers' states at that position.
+A shard is `<name>.json`, a list of {id, topic, category, temperature, prompt, tokens}, and
+`<name>.bin`, bfloat16 [rows, 1 + len(feature_layers), D]: for every token of every continuation, in
+order, the last hidden state which drew it, and the feature layers' states at that position.
 """
 
 import json
@@ -16,6 +16,8 @@ import torch
 
 from .objective import Batch
 
+FIELDS = ("id", "topic", "category", "temperature", "prompt", "tokens")
+
 
 @dataclass
 class Continuation:
@@ -24,6 +26,7 @@ class Continuation:
     id: str
     topic: str
     category: str
+    temperature: float
     prompt: list[int]
     tokens: list[int]
     states: torch.Tensor  # bfloat16 [len(tokens), 1 + len(feature_layers), D]
@@ -51,7 +54,7 @@ def read_shards(folder: Path, hidden_size: int, layers: int) -> list[Continuatio
         start = 0
         for record in records:
             end = start + len(record["tokens"])
-            fields = [record[name] for name in ("id", "topic", "category", "prompt", "tokens")]
+            fields = [record[name] for name in FIELDS]
             continuations.append(Continuation(*fields, states[start:end]))
             start = end
     return continuations
