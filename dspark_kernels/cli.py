@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
     command.add_argument("--prompts", required=True, help="JSON lines with a field `prompt`")
     command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
-    command.add_argument("--minutes", type=float, help="stop training after this long")
+    command.add_argument("--steps", type=int, help="training steps at most")
+    command.add_argument("--minutes", type=float, help="training time at most")
     command.add_argument("--seed", type=int, default=0)
 
     bench = commands.add_parser("bench", help="measure").add_subparsers(
