@@ -9,18 +9,6 @@
 namespace dspark::DSPARK_ISA {
 namespace {
 
-template <typename F>
-DSPARK_INLINE auto with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kBf16:
-      return f(Bf16{});
-    case DType::kFp16:
-      return f(Fp16{});
-    default:
-      return f(float{});
-  }
-}
-
 // Inserts a score into the descending list of one row; returns the list's new last key. Columns
 // come in ascending order, so equal keys stay behind those already there.
 float insert(float* keys, int32_t* columns, int k, float key, int32_t column) {
