@@ -219,8 +219,9 @@ def tree_attention(
     splits = split_count(
         max(1, grid[0] * grid[1]), max_blocks * block_size, device.sms * chosen.per_sm
     )
-    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(
-        batch, nodes, heads, dtype=torch.float32
+    out, lse = (
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        q.new_empty(batch, nodes, heads, dtype=torch.float32),
     )
     parts, parts_lse = out, lse
     if splits > 1:
