@@ -152,6 +152,14 @@ DSPARK_INLINE Words round_to_bf16(Floats value) {
   return value == value ? rounded : splat(0x7FC0u);
 }
 
+// Lane i holds element i as bf16 in its low 16 bits.
+DSPARK_INLINE Words load_bf16(const Bf16* from) {
+  return __builtin_convertvector(load_as<Shorts>(from), Words);
+}
+DSPARK_INLINE Words load_bf16(const Fp8* from) { return round_to_bf16(load(from)); }
+
+// Pairs of bf16 numbers: a in the low half of a lane, b in the high half.
+DSPARK_INLINE Floats pack_bf16(Words a, Words b) { return (Floats)(a | b << 16); }
 DSPARK_INLINE void store(Bf16* to, Floats value) {
   store_as(to, __builtin_convertvector(round_to_bf16(value), Shorts));
 }
