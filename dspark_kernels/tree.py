@@ -79,10 +79,18 @@ class DraftTree(NamedTuple):
 
 
 def chain(tokens) -> DraftTree:
-    """The tree without branches: tokens [B, N] or [N], the root first."""
+    """The tree without branches: tokens [B, N] or [N], the root first. Does not stop the host."""
     tokens = torch.atleast_2d(torch.as_tensor(tokens, dtype=torch.int64))
-    parents = torch.arange(-1, tokens.shape[1] - 1, dtype=torch.int32, device=tokens.device)
-    return DraftTree.from_parents(tokens, parents.expand(tokens.shape))
+    batch, nodes = tokens.shape
+    depths = torch.arange(nodes, dtype=torch.int32, device=tokens.device).expand(batch, -1)
+    return DraftTree(
+        tokens=tokens,
+        parents=depths - 1,
+        depths=depths.contiguous(),
+        ancestors=ancestor_words(depths - 1, nodes - 1),
+        scores=tokens.new_ones(batch, nodes, dtype=torch.float32),
+        num_nodes=tokens.new_full((batch,), nodes, dtype=torch.int32),
+    )
 
 
 def static_tree(

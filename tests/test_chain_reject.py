@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from chi_square import chi_square
 
 import dspark_kernels
 from dspark_kernels.reference.chain_reject import chain_reject as reference
@@ -118,17 +119,6 @@ def test_definition_rows_of_nan_yield_an_id_in_range():
     arguments[1][:], arguments[2][:] = math.nan, math.nan
     tokens, count = reference(*arguments)
     assert (count == 1).all() and ((tokens[:, 0] >= 0) & (tokens[:, 0] < 11)).all()
-
-
-def chi_square(counts, probs):
-    """Pearson's statistic over categories expected at least 5 times, and its upper 0.1 % point."""
-    expected = probs * counts.sum()
-    likely = expected >= 5
-    statistic = float(((counts - expected)[likely] ** 2 / expected[likely]).sum())
-    freedom = int(likely.sum()) - 1
-    # Wilson and Hilferty 1931
-    spread = 2 / (9 * freedom)
-    return statistic, freedom * (1 - spread + 3.09 * math.sqrt(spread)) ** 3
 
 
 def first_two_tokens(function, draw_stream, draws=50_000, vocab=4, device="cpu"):
