@@ -7,9 +7,9 @@
 namespace dspark {
 
 template <typename T>
-struct ChainInputs {  // of one request
-  const int64_t* tokens;            // [K]
-  const T *draft, *target;          // [K, V], [K + 1, V]
+struct ChainInputs {        // of one request
+  const int64_t* tokens;    // [K]
+  const T *draft, *target;  // [K, V], [K + 1, V]
   int64_t draft_stride, target_stride, vocab;
   int length;
   float temperature;
@@ -51,7 +51,7 @@ DSPARK_HOST_DEVICE int64_t draw_residual(G& g, const LogitsRow<T>& p_row, const 
 
 // Writes emitted[0 .. K], -1 padded, and the number of tokens.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void chain_reject(G& g, const ChainInputs<T>& in, int64_t* emitted,
+DSPARK_HOST_DEVICE void reject_chain(G& g, const ChainInputs<T>& in, int64_t* emitted,
                                      int32_t* num_emitted) {
   int kept = 0;
   for (;; ++kept) {

@@ -16,33 +16,35 @@ struct GlmShape {
 };
 
 template <typename T>
-struct GlmInputs {  // of one request
-  const int64_t* ids;              // [H, C]
-  const float *keys, *logsumexp;   // [H, C], [H]
-  const float* gate;               // [H, 2R]
+struct GlmInputs {                // of one request
+  const int64_t* ids;             // [H, C]
+  const float *keys, *logsumexp;  // [H, C], [H]
+  const float* gate;              // [H, 2R]
   int64_t root;
-  const T *table_in, *table_out;   // [V, R]
-  const T* mix;                    // [2R, R]
-  const float *depth_scale;        // [H, R]
-  const float *calibration;        // [H] or null
-  float temperature;               // > 0
-  const int64_t* paths;            // [P, Q]
-  const float* path_scores;        // [P, Q]
+  const T *table_in, *table_out;  // [V, R]
+  const T* mix;                   // [2R, R]
+  const float* depth_scale;       // [H, R]
+  const float* calibration;       // [H] or null
+  float temperature;              // > 0
+  const int64_t* paths;           // [P, Q]
+  const float* path_scores;       // [P, Q]
 };
 
 constexpr int kPitch = 16;  // every kWidth divides it
 constexpr int kTile = 8;    // rows of a product that one member computes together
 
-DSPARK_FORCE_INLINE constexpr int padded(int count) { return (count + kPitch - 1) / kPitch * kPitch; }
+DSPARK_FORCE_INLINE constexpr int padded(int count) {
+  return (count + kPitch - 1) / kPitch * kPitch;
+}
 
 // Memory of one request outside the scratch struct; it fits into caches, not into shared memory.
 struct GlmWorkspace {
-  float* mix;       // [R][2 Rp], transposed; the columns of b start at Rp
-  float* rows_out;  // [R][Cp], transposed rows of table_out
-  float* rows_in;   // [F][Rp] rows of table_in, then the scaled states
-  float* gates;     // [F][2 Rp]
-  float* states[2];  // [F][Rp] of this level and of the one above
-  float* scores;    // [F][Cp] of the children, and one per path after them
+  float* mix;          // [R][2 Rp], transposed; the columns of b start at Rp
+  float* rows_out;     // [R][Cp], transposed rows of table_out
+  float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
+  float* gates;        // [F][2 Rp]
+  float* states[2];    // [F][Rp] of this level and of the one above
+  float* scores;       // [F][Cp] of the children, and one per path after them
   int *items, *spare;  // what is selected from: nodes and children
 
   static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
@@ -67,14 +69,24 @@ struct GlmWorkspace {
   }
 };
 
+// The first `left` of kWidth numbers, zeros for the others.
+template <class G, typename T>
+DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
+  if (left >= G::kWidth) return G::load(from);
+  return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
+}
+
 // to[k][column + i] = row(i)[k] for i < count rows of `depth` numbers; a null row is one of zeros.
 template <class G, class Row>
-DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to, const Row& row) {
+DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
+                                  const Row& row) {
   auto team = g.team();
   for (int i = team.index(); i < pitch; i += team.count()) {
     const auto* from = i < count ? row(i) : nullptr;
-    for (int k = team.lane(); k < depth; k += team.size()) {
-      to[k * pitch + i] = from == nullptr ? 0.0f : G::to_float(from[k]);
+    for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
+      float numbers[G::kWidth];
+      G::store(numbers, from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k));
+      for (int j = 0; j < G::kWidth && k + j < depth; ++j) to[(k + j) * pitch + i] = numbers[j];
     }
   }
   g.sync();
@@ -108,13 +120,6 @@ DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const floa
   g.sync();
 }
 
-// The first `left` of kWidth numbers, zeros for the others.
-template <class G, typename T>
-DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
-  if (left >= G::kWidth) return G::load(from);
-  return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
-}
-
 // The rows of table_in of `count` tokens, as float; zeros for tokens outside the vocabulary.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
@@ -135,12 +140,14 @@ DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
 // The state of every node from its parent's, and in rows_in the state scaled for the product with
 // the candidates' rows. parent_row: which state of the level above is the parent's.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
-                                      const int* parent_row, int count, const GlmWorkspace& work) {
+DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                      int level, const int* parent_row, int count,
+                                      const GlmWorkspace& work) {
   using V = typename G::Vector;
   auto team = g.team();
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
-  const float *gate = in.gate + level * 2 * shape.rank, *scale = in.depth_scale + level * shape.rank;
+  const float *gate = in.gate + level * 2 * shape.rank,
+              *scale = in.depth_scale + level * shape.rank;
   const float* above = work.states[(level + 1) % 2];
   const V one = G::splat(1.0f), tau = G::splat(in.temperature);
   for (int f = team.index(); f < count; f += team.count()) {
@@ -174,7 +181,8 @@ DSPARK_HOST_DEVICE float tail_mass(Team& team, const GlmShape& shape, const GlmI
   return logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
 }
 
-// scores[f][c] = node_scores[f] · q(c | f) from the products in work.scores; 0 for ids out of range.
+// scores[f][c] = node_scores[f] · q(c | f) from the products in work.scores; 0 for ids out of
+// range.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
                                      const float* node_scores, int count,
@@ -218,8 +226,8 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
 
 // All of it: work.scores[f][c] for the children of `count` nodes of a level.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
-                                       const int64_t* tokens, const int* parent_row,
+DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       int level, const int64_t* tokens, const int* parent_row,
                                        const float* node_scores, int count,
                                        const GlmWorkspace& work) {
   const int rank = padded(shape.rank), candidates = padded(shape.candidates);

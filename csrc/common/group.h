@@ -1,5 +1,5 @@
-// The tree algorithms are written once, for a *group* G of members that work together on one request:
-// one CPU thread, a warp, or a CUDA block. A group has
+// The tree algorithms are written once, for a *group* G of members that work together on one
+// request: one CPU thread, a warp, or a CUDA block. A group has
 //
 //   int lane(), int size()       which member this is, and how many there are
 //   void sync()                  what any member wrote is visible to all

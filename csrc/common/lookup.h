@@ -40,9 +40,10 @@ DSPARK_HOST_DEVICE bool same_continuation(const int64_t* history, int length, in
 // G::kScan tokens are compared at once. matches: room for `length` numbers; paths
 // [num_paths, path_length] and match_length [num_paths] are the outputs.
 template <class G>
-DSPARK_HOST_DEVICE void context_lookup(G& g, const int64_t* history, int length,
-                                       const LookupOptions& options, LookupScratch& scratch,
-                                       int64_t* matches, int64_t* paths, int32_t* match_length) {
+DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int length,
+                                           const LookupOptions& options, LookupScratch& scratch,
+                                           int64_t* matches, int64_t* paths,
+                                           int32_t* match_length) {
   if (g.lane() == 0) scratch.found = 0;
   g.sync();
   // every occurrence as match length · 2^32 + end, so that the best is the largest

@@ -33,7 +33,7 @@ struct Philox {
 };
 
 DSPARK_FORCE_INLINE Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
-                                            uint32_t k0, uint32_t k1) {
+                                      uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
     const uint64_t product1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c2;
@@ -49,7 +49,7 @@ DSPARK_FORCE_INLINE Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uin
 
 // The four words for the tokens 4 * block .. 4 * block + 3.
 DSPARK_FORCE_INLINE Philox noise_words(int64_t seed, int64_t position, int64_t block,
-                                             Stream stream = Stream::kDraw) {
+                                       Stream stream = Stream::kDraw) {
   const auto key = static_cast<uint64_t>(seed), at = static_cast<uint64_t>(position);
   return philox4x32(static_cast<uint32_t>(block), static_cast<uint32_t>(at),
                     static_cast<uint32_t>(at >> 32), static_cast<uint32_t>(stream),
@@ -67,12 +67,12 @@ DSPARK_FORCE_INLINE float gumbel_from_word(uint32_t word) {
 }
 
 DSPARK_FORCE_INLINE float uniform(int64_t seed, int64_t position, int64_t token,
-                                        Stream stream = Stream::kDraw) {
+                                  Stream stream = Stream::kDraw) {
   return uniform_from_word(noise_words(seed, position, token >> 2, stream).word[token & 3]);
 }
 
 DSPARK_FORCE_INLINE float gumbel(int64_t seed, int64_t position, int64_t token,
-                                       Stream stream = Stream::kDraw) {
+                                 Stream stream = Stream::kDraw) {
   return gumbel_from_word(noise_words(seed, position, token >> 2, stream).word[token & 3]);
 }
 

@@ -61,8 +61,8 @@ DSPARK_HOST_DEVICE void select_smallest(G& g, int* items, int* spare, int count,
   g.sync();
 }
 
-// Sorts values[0 .. count - 1]; less(a, b) is a strict order in which `last` comes after all others.
-// values has room up to the next power of two.
+// Sorts values[0 .. count - 1]; less(a, b) is a strict order in which `last` comes after all
+// others. values has room up to the next power of two.
 template <class G, class Less>
 DSPARK_HOST_DEVICE void bitonic_sort(G& g, uint64_t* values, int count, uint64_t last,
                                      const Less& less) {

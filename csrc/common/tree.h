@@ -24,21 +24,21 @@ struct TreeScratch {
   int64_t token[kMaxNodes];
   float score[kMaxNodes];
   int parent[kMaxNodes], depth[kMaxNodes];
-  int row[kMaxNodes];       // of the last level's nodes: the parent's place in the level above
-  int moved[kMaxNodes];     // where a node goes when others are dropped; -1 if it is dropped
-  int child[kMaxNodes];     // the children that stay
+  int row[kMaxNodes];    // of the last level's nodes: the parent's place in the level above
+  int moved[kMaxNodes];  // where a node goes when others are dropped; -1 if it is dropped
+  int child[kMaxNodes];  // the children that stay
   uint64_t order[kMaxNodes];
   SelectScratch select;
-  int path_node[kMaxPaths];  // each path's place in the last level, or -1
+  int path_node[kMaxPaths];   // each path's place in the last level, or -1
   int path_child[kMaxPaths];  // the child that stands for each path's next token, or -1
   float bar;
   int items, children;
 };
 
-// The children of one level: child f · pitch + c is candidate c under node f of the last level, child
-// extra + p the next token of path p where no candidate stands for it.
+// The children of one level: child f · pitch + c is candidate c under node f of the last level,
+// child extra + p the next token of path p where no candidate stands for it.
 struct Level {
-  int depth;   // of the last level, and the head of its children
+  int depth;         // of the last level, and the head of its children
   int start, count;  // nodes of the last level
   int pitch, extra;
   const int64_t *ids, *paths;  // [C] of the head; [P] next tokens, path_stride apart
@@ -109,7 +109,8 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, const Level& leve
   const int end = level.extra + shape.paths;
   for (int first = g.lane() * G::kWidth; first < end; first += g.size() * G::kWidth) {
     const int left = end - first;
-    const V score = left < G::kWidth ? G::load_first(scores + first, left) : G::load(scores + first);
+    const V score =
+        left < G::kWidth ? G::load_first(scores + first, left) : G::load(scores + first);
     uint32_t bits = G::bits(score > G::splat(bar)) & ~G::bits(score < G::splat(shape.min_score));
     for (int i = 0; bits != 0; ++i, bits >>= 1) {
       if (bits & 1) items[g.add(&s.items, 1)] = first + i;
@@ -222,7 +223,8 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, const 
 
 template <class G, typename T>
 DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                   const GlmWorkspace& work, TreeScratch& s, const GlmOutputs& out) {
+                                   const GlmWorkspace& work, TreeScratch& s,
+                                   const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
   // rows R .. 2R - 1 of mix become the columns from Rp on
   transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
@@ -243,12 +245,19 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   for (int depth = 0; depth < depth_limit && start < kept; ++depth) {
     const bool has_head = depth < shape.heads, has_paths = depth < shape.path_length;
     const int count = kept - start, children = has_head ? count * pitch : 0;
-    const Level level{depth, start, count, pitch, children, in.ids + depth * shape.candidates,
-                      has_paths ? in.paths + depth : nullptr, shape.path_length};
+    const Level level{depth,
+                      start,
+                      count,
+                      pitch,
+                      children,
+                      in.ids + depth * shape.candidates,
+                      has_paths ? in.paths + depth : nullptr,
+                      shape.path_length};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
     if (has_head) {
-      score_children(g, here, in, depth, s.token + start, s.row + start, s.score + start, count, work);
+      score_children(g, here, in, depth, s.token + start, s.row + start, s.score + start, count,
+                     work);
     }
     if (has_paths) {
       add_path_children(g, here, level, in.path_scores + depth, has_head ? here.candidates : 0,

@@ -17,8 +17,8 @@ struct TypicalScratch {
   int count;
 };
 
-// The path to the deepest accepted node, of several the lowest: path[0 .. count - 1]; returns count.
-// Only the rows of accepted nodes which have children are read.
+// The path to the deepest accepted node, of several the lowest: path[0 .. count - 1]; returns
+// count. Only the rows of accepted nodes which have children are read.
 template <class G, typename T>
 DSPARK_HOST_DEVICE int typical_walk(G& g, const TreeView& tree, const LogitsRow<T>& root_row,
                                     int64_t row_stride, const TypicalOptions& options,

@@ -21,8 +21,8 @@ struct WalkOutputs {
 
 // The path from the root along the target's draws: path[0 .. count - 1]; returns count.
 template <class G>
-DSPARK_HOST_DEVICE int accept_walk(G& g, const TreeView& tree, const int64_t* target,
-                                   int max_depth, int32_t* path) {
+DSPARK_HOST_DEVICE int accept_walk(G& g, const TreeView& tree, const int64_t* target, int max_depth,
+                                   int32_t* path) {
   int node = 0, count = 1;
   if (g.lane() == 0) path[0] = 0;
   while (count <= max_depth) {
@@ -43,9 +43,8 @@ DSPARK_HOST_DEVICE int accept_walk(G& g, const TreeView& tree, const int64_t* ta
 
 // The outputs of an accepted path of `count` nodes, which may be out.path itself.
 template <class G>
-DSPARK_HOST_DEVICE void write_walk(G& g, const TreeView& tree, const int64_t* target,
-                                   int max_depth, const int32_t* path, int count,
-                                   const WalkOutputs& out) {
+DSPARK_HOST_DEVICE void write_walk(G& g, const TreeView& tree, const int64_t* target, int max_depth,
+                                   const int32_t* path, int count, const WalkOutputs& out) {
   const int last = path[count - 1];
   for (int i = g.lane(); i <= max_depth; i += g.size()) {
     out.path[i] = i < count ? path[i] : -1;

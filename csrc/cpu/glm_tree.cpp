@@ -12,18 +12,6 @@ namespace {
 
 constexpr const char* kOp = "glm_tree";
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-Tensor contiguous(const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape,
-                  const char* argument) {
-  check_dtype(tensor, dtype, kOp, argument);
-  check_shape(tensor, shape, kOp, argument, "have the shape of its documentation");
-  return torch::stable::contiguous(tensor);
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> glm_tree(
     Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root, Tensor table_in,
     Tensor table_out, Tensor mix, Tensor depth_scale, std::optional<Tensor> calibration,
@@ -50,13 +38,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> glm_tree(
 
   const auto kLong = ScalarType::Long, kFloat = ScalarType::Float, kInt = ScalarType::Int;
   const auto table_dtype = table_in.scalar_type();
-  const Tensor ids_ = contiguous(ids, kLong, {batch, heads, candidates}, "ids");
-  const Tensor keys_ = contiguous(keys, kFloat, {batch, heads, candidates}, "keys");
-  const Tensor logsumexp_ = contiguous(logsumexp, kFloat, {batch, heads}, "logsumexp");
-  const Tensor gate_ = contiguous(gate, kFloat, {batch, heads, 2 * rank}, "gate");
-  const Tensor root_ = contiguous(root, kLong, {batch}, "root");
-  const Tensor mix_ = contiguous(mix, table_dtype, {2 * rank, rank}, "mix");
-  const Tensor scale_ = contiguous(depth_scale, kFloat, {heads, rank}, "depth_scale");
+  const Tensor ids_ = whole(ids, kLong, {batch, heads, candidates}, kOp, "ids");
+  const Tensor keys_ = whole(keys, kFloat, {batch, heads, candidates}, kOp, "keys");
+  const Tensor logsumexp_ = whole(logsumexp, kFloat, {batch, heads}, kOp, "logsumexp");
+  const Tensor gate_ = whole(gate, kFloat, {batch, heads, 2 * rank}, kOp, "gate");
+  const Tensor root_ = whole(root, kLong, {batch}, kOp, "root");
+  const Tensor mix_ = whole(mix, table_dtype, {2 * rank, rank}, kOp, "mix");
+  const Tensor scale_ = whole(depth_scale, kFloat, {heads, rank}, kOp, "depth_scale");
   check_dtype(table_out, table_dtype, kOp, "table_out");
   check_shape(table_out, {vocab, rank}, kOp, "table_out", "have shape [V, R]");
   const Tensor in_ = with_contiguous_rows(table_in), out_ = with_contiguous_rows(table_out);
@@ -75,9 +63,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> glm_tree(
              in_.stride(0),
              out_.stride(0),
              static_cast<float>(min_score)};
-  p.ids = data<int64_t>(ids_), p.root = data<int64_t>(root_), p.paths = paths_.data<int64_t>();
-  p.keys = data<float>(keys_), p.logsumexp = data<float>(logsumexp_), p.gate = data<float>(gate_);
-  p.depth_scale = data<float>(scale_), p.calibration = calibration_.data<float>();
+  p.ids = ids_.const_data_ptr<int64_t>(), p.root = root_.const_data_ptr<int64_t>(),
+  p.paths = paths_.data<int64_t>();
+  p.keys = keys_.const_data_ptr<float>(), p.logsumexp = logsumexp_.const_data_ptr<float>(),
+  p.gate = gate_.const_data_ptr<float>();
+  p.depth_scale = scale_.const_data_ptr<float>(), p.calibration = calibration_.data<float>();
   p.temperature = temperature_.data<float>(), p.path_scores = path_scores_.data<float>();
   p.table_in = in_.const_data_ptr(), p.table_out = out_.const_data_ptr();
   p.mix = mix_.const_data_ptr();

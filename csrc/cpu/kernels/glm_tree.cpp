@@ -29,8 +29,9 @@ void glm_tree_request(const GlmTree& p, int64_t b, char* workspace) {
         s.paths > 0 ? p.path_scores + paths : nullptr,
     };
     const GlmOutputs out{
-        p.tokens + nodes, p.parents + nodes, p.depths + nodes,
-        p.ancestors + nodes * ((s.nodes + 63) / 64), p.scores + nodes, p.num_nodes + b,
+        p.tokens + nodes, p.parents + nodes,
+        p.depths + nodes, p.ancestors + nodes * ((s.nodes + 63) / 64),
+        p.scores + nodes, p.num_nodes + b,
     };
     SimdGroup group;
     TreeScratch scratch;

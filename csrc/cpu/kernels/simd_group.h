@@ -42,9 +42,7 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE uint32_t bits(Mask mask) {
     return greater_bits(mask ? DSPARK_ISA::splat(1.0f) : Vector{}, Vector{});
   }
-  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) {
-    return load_as<uint32_t>(&value);
-  }
+  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) { return load_as<uint32_t>(&value); }
 
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     Mask mask;
@@ -76,7 +74,7 @@ struct SimdGroup : SerialGroup {
   }
 
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
-                                            Stream stream) {
+                                           Stream stream) {
     Words words;
     for (int block = 0; block < kLanes / 4; ++block) {
       const Philox four = dspark::noise_words(seed, position, token / 4 + block, stream);
