@@ -41,7 +41,7 @@ inline Tensor whole(const Tensor& tensor, ScalarType dtype, std::initializer_lis
                     const char* op, const char* argument) {
   check_dtype(tensor, dtype, op, argument);
   check_shape(tensor, shape, op, argument, "have the shape of its documentation");
-  return torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // The tensor itself if the elements of its last dimension are adjacent, else a copy.

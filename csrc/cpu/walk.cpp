@@ -9,33 +9,43 @@ struct CacheLayout {
   int64_t row_stride, slot_stride, run_bytes, runs, run_stride;
 };
 
-// The dimensions of an entry, from the smallest stride up, merged where they are adjacent.
+// An entry's dimensions are taken from the smallest stride up, and merged where they are adjacent.
 CacheLayout cache_layout(const Tensor& cache, const char* op) {
-  const int64_t item = cache.element_size();
-  std::vector<std::pair<int64_t, int64_t>> dims;  // (stride, size)
-  for (int64_t d = 2; d < cache.dim(); ++d) {
-    if (cache.size(d) != 1) dims.emplace_back(cache.stride(d), cache.size(d));
+  constexpr int kMaxDims = 8;
+  struct Dim {
+    int64_t stride, size;
+  };
+  const auto sizes = cache.sizes(), strides = cache.strides();
+  const int rank = static_cast<int>(sizes.size());
+  if (rank - 2 > kMaxDims) fail(op, "caches", "have at most 10 dimensions", rank);
+  Dim dims[kMaxDims];
+  int count = 0;
+  for (int d = 2; d < rank; ++d) {
+    if (sizes[d] == 1) continue;
+    int i = count++;
+    for (; i > 0 && dims[i - 1].stride > strides[d]; --i) dims[i] = dims[i - 1];
+    dims[i] = {strides[d], sizes[d]};
   }
-  std::sort(dims.begin(), dims.end());
-  std::vector<std::pair<int64_t, int64_t>> merged{{1, 1}};
-  for (const auto& [stride, size] : dims) {
-    auto& [last_stride, last_size] = merged.back();
-    if (stride == last_stride * last_size) {
-      last_size *= size;
+  Dim run{1, 1}, outer{0, 1};
+  for (int d = 0; d < count; ++d) {
+    if (outer.size == 1 && dims[d].stride == run.size) {
+      run.size *= dims[d].size;
+    } else if (outer.size == 1) {
+      outer = dims[d];
+    } else if (dims[d].stride == outer.stride * outer.size) {
+      outer.size *= dims[d].size;
     } else {
-      merged.emplace_back(stride, size);
+      fail(op, "caches", "have entries with at most one gap between dimensions",
+           shape_string(cache));
     }
   }
-  check(merged.size() <= 2, op, "caches", "have entries of at most one strided dimension",
-        shape_string(cache));
-  const auto [run_stride, runs] =
-      merged.size() == 2 ? merged[1] : std::pair<int64_t, int64_t>{0, 1};
-  return {static_cast<char*>(cache.data_ptr()),
-          cache.stride(0) * item,
-          cache.stride(1) * item,
-          merged[0].second * item,
-          runs,
-          run_stride * item};
+  const int64_t item = cache.element_size();
+  return {static_cast<char*>(cache.mutable_data_ptr()),
+          strides[0] * item,
+          strides[1] * item,
+          run.size * item,
+          outer.size,
+          outer.stride * item};
 }
 
 void move_entry(const CacheLayout& cache, int64_t from_row, int64_t from_place, int64_t to_row,
@@ -64,8 +74,10 @@ void compact_caches(const Walks& walks, const std::vector<Tensor>& caches,
   std::vector<CacheLayout> layouts;
   layouts.reserve(caches.size());
   for (const Tensor& cache : caches) {
-    check(cache.dim() >= 2 && cache.size(0) == rows && cache.size(1) == row_slots, op, "caches",
-          "have the same first two sizes", shape_string(cache));
+    const auto sizes = cache.sizes();
+    if (sizes.size() < 2 || sizes[0] != rows || sizes[1] != row_slots) {
+      fail(op, "caches", "have the same first two sizes", shape_string(cache));
+    }
     layouts.push_back(cache_layout(cache, op));
   }
   if (row_slots == 0) return;

@@ -20,4 +20,11 @@ TILES = {
     ("logits_topk", "single", 80): [
         ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
     ],
+    ("tree_attention", "half", 80): [
+        ((16, 256), {"BLOCK_M": 16, "BLOCK_N": 64}, 2, 3, 4),
+        ((64, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 2),
+        ((1024, 256), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2, 1),
+    ],
+    ("tree_attention", "fp8", 80): [((1024, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 2)],
+    ("tree_attention", "single", 80): [((1024, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 4, 2, 2)],
 }
