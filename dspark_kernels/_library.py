@@ -1,13 +1,13 @@
 """The torch library `dspark`: schemas, fakes, and which backend serves which op.
 
-Every op has one schema and one reference (`reference/`, plain PyTorch, the definition), which serves
-every device unless something faster was found when the package was imported:
+Every op has one schema and one reference (`reference/`, plain PyTorch, the definition), which
+serves every device unless something faster was found when the package was imported:
 
     native   the C++ library `_native`: CPU kernels, and CUDA kernels when it was built with nvcc
     triton   Triton kernels, on CUDA (and on the CPU under TRITON_INTERPRET=1, for tests)
 
-`DSPARK_BACKEND=reference|native|triton` asks for one backend; an op which that backend does not have
-then raises instead of falling back. No op is differentiable: outputs never require a gradient.
+`DSPARK_BACKEND=reference|native|triton` asks for one backend; an op which that backend does not
+have then raises instead of falling back. No op is differentiable: outputs never require a gradient.
 """
 
 import ctypes

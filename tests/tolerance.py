@@ -6,8 +6,8 @@ import torch
 def assert_close(actual, expected, same_dtype, factor=2.0):
     """Elementwise: at most `factor` times the error that PyTorch makes in the dtype under test.
 
-    actual: what the kernel gave; expected: the float32 reference; same_dtype: plain PyTorch, computed
-    in the dtype under test. Infinite entries must agree exactly, NaN never passes.
+    actual: what the kernel gave; expected: the float32 reference; same_dtype: plain PyTorch,
+    computed in the dtype under test. Infinite entries must agree exactly, NaN never passes.
     """
     actual, expected, same_dtype = actual.float(), expected.float(), same_dtype.float()
     finite = torch.isfinite(expected)

@@ -36,6 +36,14 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
   return torch::stable::empty({shape.data(), shape.size()}, dtype);
 }
 
+// A tensor of known dtype and shape, contiguous.
+inline Tensor whole(const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape,
+                    const char* op, const char* argument) {
+  check_dtype(tensor, dtype, op, argument);
+  check_shape(tensor, shape, op, argument, "have the shape of its documentation");
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // The tensor itself if the elements of its last dimension are adjacent, else a copy.
 inline Tensor with_contiguous_rows(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;
@@ -49,9 +57,7 @@ class Optional {
   Optional(const std::optional<Tensor>& tensor, ScalarType dtype,
            std::initializer_list<int64_t> shape, const char* op, const char* argument) {
     if (!tensor) return;
-    check_dtype(*tensor, dtype, op, argument);
-    check_shape(*tensor, shape, op, argument, "have the shape of its documentation");
-    tensor_ = torch::stable::contiguous(*tensor);
+    tensor_ = whole(*tensor, dtype, shape, op, argument);
   }
   template <typename T>
   const T* data() const {

@@ -2,6 +2,9 @@
 
 import torch
 
+from ..tree import DraftTree
+
+MAX_NODES = 256
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT32 = (torch.float32,)
 INT32 = (torch.int32,)
@@ -29,7 +32,7 @@ class Check:
             self.fail(name, expected, got)
 
     def tensor(self, name: str, value, dims: str, dtypes=FLOATS, optional: bool = False) -> None:
-        """Check that `value` is a tensor of one of `dtypes` with the dimensions `dims`, as in "B N Hq E"."""
+        """Check that `value` is a tensor of one of `dtypes` with dimensions `dims` ("B N Hq E")."""
         if value is None and optional:
             return
         letters = dims.split()
@@ -42,9 +45,14 @@ class Check:
             self.device = value.device
         elif value.device != self.device:
             self.fail(name, f"be on {self.device} like the other tensors", value.device)
-        if value.dim() != len(letters):
+        if letters[-1] == "...":
+            letters.pop()
+            right_rank = value.dim() >= len(letters)
+        else:
+            right_rank = value.dim() == len(letters)
+        if not right_rank:
             self.fail(name, f"have shape {shape}", list(value.shape))
-        for letter, size in zip(letters, value.shape, strict=True):
+        for letter, size in zip(letters, value.shape, strict=False):
             expected = int(letter) if letter.isdigit() else self.sizes.setdefault(letter, size)
             if size != expected:
                 known = "" if letter.isdigit() else f" with {letter}={expected}"
@@ -66,7 +74,7 @@ class Check:
             self.fail(name, f"be {bound}", value)
 
     def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
-        """Check the values of a CPU tensor; on a GPU that would stop the host, so there it does nothing."""
+        """Check the values of a CPU tensor; on a GPU that would stop the host, so do nothing."""
         if value is None or value.device.type != "cpu" or not value.numel():
             return
         if torch.compiler.is_compiling():
@@ -75,6 +83,35 @@ class Check:
         if smallest < low or (high is not None and largest > high):
             bound = f">= {low}" if high is None else f"from {low} to {high}"
             self.fail(name, f"hold values {bound}", smallest if smallest < low else largest)
+
+    def tree(self, tree) -> None:
+        """Check the tensors of a `DraftTree` that a walk down the tree reads."""
+        if not isinstance(tree, DraftTree):
+            self.fail("tree", "be a DraftTree", type(tree).__name__, TypeError)
+        self.tensor("tree.tokens", tree.tokens, "B N", INT64)
+        self.tensor("tree.parents", tree.parents, "B N", INT32)
+        self.tensor("tree.num_nodes", tree.num_nodes, "B", INT32)
+        nodes = self.sizes["N"]
+        self.require(
+            1 <= nodes <= MAX_NODES, "tree", f"have 1 to {MAX_NODES} nodes (N)", f"N={nodes}"
+        )
+        self.values("tree.num_nodes", tree.num_nodes, 1, nodes)
+        if tree.parents.device.type == "cpu" and not torch.compiler.is_compiling():
+            before = torch.arange(nodes, dtype=torch.int32)
+            in_order = bool(((tree.parents >= -1) & (tree.parents < before)).all())
+            self.require(in_order, "tree.parents", "come before their children", "a later parent")
+
+    def caches(self, caches, cache_seqlens, block_table) -> None:
+        """Check a list of caches, contiguous [B, S, ...] or paged with a block table."""
+        if not isinstance(caches, list | tuple):
+            self.fail("caches", "be a list of tensors", type(caches).__name__, TypeError)
+        dims = "B S ..." if block_table is None else "num_blocks block_size ..."
+        for i, cache in enumerate(caches):
+            dtype = cache.dtype if isinstance(cache, torch.Tensor) else None
+            self.tensor(f"caches[{i}]", cache, dims, (dtype,))
+        self.tensor("cache_seqlens", cache_seqlens, "B", INT32)
+        self.values("cache_seqlens", cache_seqlens, 0)
+        self.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
 
     def noise(self, temperature, seed, position, rows: str) -> None:
         """Check the three tensors of the noise: temperature float32, seed and position int64."""

@@ -18,11 +18,11 @@ def draft_blocks(
 
     Equivalent to::
 
-        update = torch.einsum("bf,hdf->bhd", hidden if features is None else features, weight) + bias
-        return hidden[:, None] * (1 if residual_scale is None else residual_scale) + silu(update)
+        update = torch.einsum("bf,hdf->bhd", features, weight) + bias
+        return hidden[:, None] * residual_scale + silu(update)
 
     Args:
-        hidden: [B, D] float32, bfloat16 or float16, the target's last hidden state (after its norm).
+        hidden: [B, D] float32, bfloat16 or float16, the target's normed last hidden state.
         weight: [H, D, F], same dtype.
         bias: [H, D], same dtype.
         features: [B, F], same dtype, what the heads read; `hidden` if None (then F = D).

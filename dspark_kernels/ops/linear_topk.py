@@ -22,8 +22,8 @@ def linear_topk(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The k largest of x·Wᵀ per row, and its logsumexp, in one pass over W and without the logits.
 
-    Where a row's temperature τ is positive the quantity is (x·Wᵀ + bias) / τ + Gumbel noise, so that the
-    first id is a draw from softmax((x·Wᵀ + bias) / τ). Equivalent to::
+    Where a row's temperature τ is positive the quantity is (x·Wᵀ + bias) / τ + Gumbel noise, so
+    that the first id is a draw from softmax((x·Wᵀ + bias) / τ). Equivalent to::
 
         scores = (x.float() @ weight.float().T + bias) / τ + gumbel(seed, position, ids)
         keys, columns = scores.sort(descending=True, stable=True)
@@ -41,8 +41,8 @@ def linear_topk(
         vocab_offset: the id of the first row when `weight` is a shard; 0 together with `id_map`.
 
     Returns:
-        keys float32 [M, k] in descending order, ids int64 [M, k], logsumexp float32 [M]. Ties go to the
-        lowest row, NaN scores count as -inf.
+        keys float32 [M, k] in descending order, ids int64 [M, k], logsumexp float32 [M]. Ties go to
+        the lowest row, NaN scores count as -inf.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.

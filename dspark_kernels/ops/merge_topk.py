@@ -18,8 +18,8 @@ def merge_topk(
         k: 1 to 64, at most S·K; the result is exact when k <= K.
 
     Returns:
-        keys float32 [M, k] in descending order, ids int64 [M, k], logsumexp float32 [M]; ties go to the
-        lowest id.
+        keys float32 [M, k] in descending order, ids int64 [M, k], logsumexp float32 [M]; ties go to
+        the lowest id.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.

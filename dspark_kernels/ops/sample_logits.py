@@ -18,10 +18,11 @@ def sample_logits(
 ) -> torch.Tensor:
     """One draw per row from softmax(logits / τ), cut by top-k, then top-p, then min-p.
 
-    The draw is argmax(logits / τ + Gumbel noise) over the tokens kept, with the noise of `linear_topk`;
-    at τ = 0 it is argmax(logits). Truncation looks at logits / τ only, and tokens of equal logits are
-    kept or dropped together: top-k keeps all that reach the k-th largest, top-p keeps a token while those
-    strictly above its place hold less than top_p of the (top-k) mass, min-p keeps p >= min_p · max p.
+    The draw is argmax(logits / τ + Gumbel noise) over the tokens kept, with the noise of
+    `linear_topk`; at τ = 0 it is argmax(logits). Truncation looks at logits / τ only, and tokens of
+    equal logits are kept or dropped together: top-k keeps all that reach the k-th largest, top-p
+    keeps a token while those above it hold less than top_p of the (top-k) mass, min-p keeps
+    p >= min_p · max p.
 
     Args:
         logits: [M, V] float32, bfloat16 or float16.

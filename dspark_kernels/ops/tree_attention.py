@@ -3,9 +3,8 @@
 import torch
 
 from .._library import ops
-from ._check import FLOAT32, FLOATS, INT32, INT64, Check
+from ._check import FLOAT32, FLOATS, INT32, INT64, MAX_NODES, Check
 
-MAX_NODES = 256
 FP8 = torch.float8_e4m3fn
 
 
@@ -27,8 +26,8 @@ def tree_attention(
     """Softmax attention of each of N tree nodes over the cached prefix and the node's ancestors.
 
     The keys and values of the nodes are in the cache already: node i of request b at slot
-    cache_seqlens[b] + i. A node at depth d sees the slots below cache_seqlens[b], and the slots of the
-    nodes in its `ancestors` words (itself among them); its position is cache_seqlens[b] + d.
+    cache_seqlens[b] + i. A node at depth d sees the slots below cache_seqlens[b], and the slots of
+    the nodes in its `ancestors` words (itself among them); its position is cache_seqlens[b] + d.
 
     Args:
         q: [B, N, Hq, E] float32, bfloat16 or float16; N is 1 to 256.
@@ -37,7 +36,7 @@ def tree_attention(
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
         ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`.
         scale: of the dot products; 1 / sqrt(E) if None.
-        block_table: int32 [B, max_blocks], the block that holds each run of block_size slots; entries
+        block_table: int32 [B, max_blocks], the block of each run of block_size slots; entries
             outside 0 .. num_blocks - 1 are never read.
         window: a node at position p sees positions above p - window only; None for no limit.
         softcap: c > 0 replaces the scaled dot product s by c · tanh(s / c).
@@ -50,8 +49,8 @@ def tree_attention(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
 
-    Source: the layout of FlashAttention's flash_attn_with_kvcache; tree masks as in SpecInfer (Miao et
-    al. 2024, arXiv 2305.09781).
+    Source: the layout of FlashAttention's flash_attn_with_kvcache; tree masks as in SpecInfer
+    (Miao et al. 2024, arXiv 2305.09781).
     """
     check = Check("tree_attention")
     check.tensor("q", q, "B N Hq E")

@@ -6,7 +6,7 @@ from .noise import gumbel
 
 
 def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
-    """Top-k and logsumexp of x·Wᵀ + bias, perturbed where temperature > 0, see `ops.linear_topk`."""
+    """Top-k and logsumexp of x·Wᵀ + bias, perturbed where τ > 0, see `ops.linear_topk`."""
     logits = x.float() @ weight.float().T  # [M, V]
     if bias is not None:
         logits = logits + bias.float()
@@ -16,7 +16,7 @@ def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_o
 
 
 def perturb(logits, ids, temperature, seed, position):
-    """logits / τ + Gumbel noise in rows with τ > 0, the logits themselves elsewhere; NaN counts as -inf."""
+    """logits / τ + Gumbel noise in rows with τ > 0, the logits elsewhere; NaN counts as -inf."""
     if temperature is not None and temperature.numel():
         scale = torch.where(temperature > 0, temperature, 1.0)[:, None]
         noisy = logits / scale + gumbel(seed, position, ids)
@@ -25,7 +25,7 @@ def perturb(logits, ids, temperature, seed, position):
 
 
 def select_topk(scores, ids, k):
-    """The k largest of scores [M, V] in descending order, ties in column order, and the logsumexp."""
+    """The k largest of scores [M, V], descending, ties in column order, and the logsumexp."""
     keys, columns = torch.sort(scores, dim=1, descending=True, stable=True)
     return (
         keys[:, :k].contiguous(),

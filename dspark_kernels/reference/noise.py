@@ -1,7 +1,7 @@
 """Counter-based noise: the same bits for the same (seed, position, token) on every backend.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), key = the 64-bit seed,
-counter = (token // 4, position low, position high, stream), word token % 4 of the result.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), key = the 64-bit
+seed, counter = (token // 4, position low, position high, stream), word token % 4 of the result.
 """
 
 import torch
@@ -19,7 +19,7 @@ def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Philox4x32-10: counter int64 [..., 4] and key int64 [..., 2] of 32-bit words -> int64 [..., 4]."""
+    """Philox4x32-10 on 32-bit words: counter int64 [..., 4], key [..., 2] -> int64 [..., 4]."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
     for _ in range(10):
@@ -33,7 +33,7 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 def uniform(
     seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor, stream: int = STREAM_DRAW
 ) -> torch.Tensor:
-    """Uniform numbers inside (0, 1): seed and position int64 [M], token ids int64 [K] -> float32 [M, K].
+    """Uniform numbers inside (0, 1): seed, position int64 [M], token ids int64 [K] -> [M, K].
 
     u = x·2^-32 + 2^-33 in float32, at most 1 - 2^-24; exactly these bits on every backend.
     """
@@ -56,9 +56,9 @@ def uniform(
 def gumbel(
     seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor, stream: int = STREAM_DRAW
 ) -> torch.Tensor:
-    """Standard Gumbel noise -log(-log(1 - u)): seed and position int64 [M], ids int64 [K] -> [M, K].
+    """Standard Gumbel noise -log(-log(1 - u)): seed, position int64 [M], ids int64 [K] -> [M, K].
 
-    1 - u rather than u: the draws that win an argmax then come from small u, which float32 resolves to
-    2^-33, and not from u near 1, which it resolves to 2^-24.
+    1 - u rather than u: the draws that win an argmax then come from small u, which float32 resolves
+    to 2^-33, and not from u near 1, which it resolves to 2^-24.
     """
     return -torch.log(-torch.log1p(-uniform(seed, position, ids, stream)))

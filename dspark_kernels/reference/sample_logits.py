@@ -18,7 +18,7 @@ def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
 
 
 def kept_tokens(scaled, top_k, top_p, min_p):
-    """Which tokens of logits/τ [M, V] survive top-k, then top-p, then min-p; equal logits share their fate."""
+    """Which tokens of logits/τ [M, V] survive top-k, top-p and min-p; equal logits share a fate."""
     ordered = scaled.sort(dim=1, descending=True).values
     kept = torch.ones_like(scaled, dtype=torch.bool)
     if top_k is not None:

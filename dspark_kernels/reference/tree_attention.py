@@ -7,7 +7,7 @@ def tree_attention(
     q, k_cache, v_cache, cache_seqlens, ancestors, scale, block_table, window, softcap,
     k_scale, v_scale,
 ):  # fmt: skip
-    """Attention of each tree node over the cached prefix and its ancestors, see `ops.tree_attention`."""
+    """Attention of each node over the cached prefix and its ancestors, see `ops.tree_attention`."""
     batch, nodes, heads, head_dim = q.shape
     present = None
     if block_table is not None:
@@ -29,11 +29,11 @@ def tree_attention(
     reachable = visible.any(dim=1)[:, :, None, None]  # never multiply a weight of 0 by stale NaNs
     values = torch.where(reachable, values, 0.0)
     out = torch.einsum("bhns,bshe->bnhe", weights, values)
-    return out.to(q.dtype), lse.transpose(1, 2).contiguous()
+    return out.to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
 
 def gather_blocks(cache, block_table):
-    """[num_blocks, block_size, Hkv, E] through block_table [B, max_blocks] -> [B, max_blocks·block_size, Hkv, E]."""
+    """[num_blocks, block_size, Hkv, E] through block_table [B, max_blocks] -> [B, S, Hkv, E]."""
     return cache[block_table.clamp(0, cache.shape[0] - 1).long()].flatten(1, 2)
 
 
@@ -44,7 +44,7 @@ def dequantise(cache, scale):
 
 
 def unpack_ancestors(ancestors, nodes):
-    """Ancestor words [B, N, W] -> bool [B, N, N], True where column j is row i or an ancestor of it."""
+    """Ancestor words [B, N, W] -> bool [B, N, N]: column j is row i or an ancestor of it."""
     column = torch.arange(nodes, device=ancestors.device)
     return (ancestors[..., column // 64] >> (column % 64)) & 1 == 1
 

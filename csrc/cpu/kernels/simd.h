@@ -219,4 +219,17 @@ DSPARK_INLINE float to_float(T value) {
 }
 DSPARK_INLINE float to_float(float value) { return value; }
 
+// Calls f with a value of the element type that a dtype stands for.
+template <typename F>
+DSPARK_INLINE auto with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBf16:
+      return f(Bf16{});
+    case DType::kFp16:
+      return f(Fp16{});
+    default:
+      return f(float{});
+  }
+}
+
 }  // namespace dspark::DSPARK_ISA

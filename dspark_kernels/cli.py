@@ -1,0 +1,200 @@
+"""The command `dspark`: generate | train | bench | env."""
+
+import argparse
+import json
+import sys
+import time
+
+import torch
+from rich.console import Console
+
+EXAMPLE_PROMPT = (
+    "Summarise in three sentences: Honey bees live in colonies of up to sixty thousand workers, a "
+    "few hundred drones and one queen. The workers gather nectar and pollen, feed the brood and "
+    "guard the hive. In winter the colony forms a tight cluster around the queen and lives on its "
+    "honey."
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a usage error or unusable input ends with one sentence and status 2."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"dspark: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dspark: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dspark", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "generate", help="decode a prompt and compare with plain decoding"
+    )
+    command.set_defaults(run=_generate)
+    command.add_argument("prompt", nargs="?", default=EXAMPLE_PROMPT, help="text; '-' reads stdin")
+    command.add_argument("--raw", action="store_true", help="no chat template around the prompt")
+    command.add_argument("--no-baseline", action="store_true", help="do not decode plainly as well")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument("--top-k", type=int, default=0)
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--min-p", type=float, default=0.0)
+    command.add_argument("--seed", type=int, default=0)
+    _model_options(command)
+
+    command = commands.add_parser("train", help="train a draft for a model by self-distillation")
+    command.set_defaults(run=_train)
+    command.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
+    command.add_argument("--prompts", required=True, help="JSON lines with a field `prompt`")
+    command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
+    command.add_argument("--steps", type=int, help="training steps at most")
+    command.add_argument("--minutes", type=float, help="training time at most")
+    command.add_argument("--seed", type=int, default=0)
+
+    bench = commands.add_parser("bench", help="measure").add_subparsers(
+        required=True, metavar="BENCHMARK"
+    )
+    command = bench.add_parser("decode", help="speed and tokens per step against transformers")
+    command.set_defaults(run=_bench_decode)
+    command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
+    command.add_argument("--limit", type=int, help="prompts per category at most")
+    command.add_argument("--batch-size", type=int, default=1)
+    _model_options(command)
+
+    command = commands.add_parser("env", help="versions, and which backend serves each op")
+    command.set_defaults(run=_env)
+    command.add_argument("--json", action="store_true")
+    return parser
+
+
+def _model_options(command: argparse.ArgumentParser) -> None:
+    from .integrations.loading import EMBEDDED_MODEL
+
+    command.add_argument("--model", default=EMBEDDED_MODEL, help="default: %(default)s")
+    command.add_argument(
+        "--draft",
+        default="auto",
+        help="a folder or hub id; 'none' decodes plainly; default: the one shipped for the model",
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--num-nodes", type=int, default=32, help="tree nodes verified per step")
+    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
+    command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _decoder(arguments):
+    from .integrations.decoder import SpeculativeDecoder
+
+    return SpeculativeDecoder.from_pretrained(
+        arguments.model,
+        None if arguments.draft == "none" else arguments.draft,
+        dtype=DTYPES[arguments.dtype],
+        device=arguments.device,
+    )
+
+
+def _generate(arguments) -> int:
+    from .streaming import StepPrinter
+
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    decoder = _decoder(arguments)
+    ids = decoder.encode(prompt, chat=not arguments.raw)
+    options = {
+        name: getattr(arguments, name)
+        for name in (
+            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+            *("seed", "num_nodes", "min_score"),
+        )
+    }
+    printer = None if arguments.json else StepPrinter(decoder.tokenizer, Console())
+    if printer:
+        if decoder.draft_model is not None:
+            print(decoder.draft_model.summary())
+        print(f"\n{prompt}\n")
+    start = time.perf_counter()
+    out = decoder.generate([ids], on_tokens=printer, **options)
+    seconds = time.perf_counter() - start
+    if printer:
+        printer.finish()
+    result = {
+        "prompt": prompt,
+        "text": out.texts[0],
+        "tokens": out.tokens[0],
+        "tokens_per_second": len(out.tokens[0]) / seconds,
+        "tokens_per_step": out.statistics.tokens_per_step,
+        "statistics": out.statistics.as_dict(),
+    }
+    if not arguments.no_baseline:
+        from .bench import plain
+
+        name, tokens, seconds = plain(decoder, [ids], options)
+        result["baseline"] = name
+        result["baseline_tokens_per_second"] = len(tokens[0]) / seconds
+        result["identical"] = tokens[0] == out.tokens[0]
+    print(json.dumps(result) if arguments.json else _summary(result))
+    return 0
+
+
+def _summary(result: dict) -> str:
+    line = (
+        f"{len(result['tokens'])} tokens, {result['tokens_per_second']:.1f} tokens/s, "
+        f"{result['tokens_per_step']:.2f} tokens per step"
+    )
+    if "baseline" in result:
+        speedup = result["tokens_per_second"] / result["baseline_tokens_per_second"]
+        line += (
+            f" | {result['baseline']}: {result['baseline_tokens_per_second']:.1f} tokens/s"
+            f" | {speedup:.2f}x | output identical: {'yes' if result['identical'] else 'no'}"
+        )
+    return line
+
+
+def _train(arguments) -> int:
+    from .training import TrainConfig, train
+
+    options = vars(arguments)
+    del options["run"]
+    train(TrainConfig(**{name: value for name, value in options.items() if value is not None}))
+    return 0
+
+
+def _bench_decode(arguments) -> int:
+    from . import bench
+
+    prompts = bench.read_prompts(arguments.prompts, arguments.limit)
+    result = bench.decode(
+        _decoder(arguments),
+        prompts,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        num_nodes=arguments.num_nodes,
+        min_score=arguments.min_score,
+    )
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        Console().print(bench.tables(result))
+    return 0
+
+
+def _env(arguments) -> int:
+    from .environment import environment, show
+
+    report = environment()
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

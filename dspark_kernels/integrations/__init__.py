@@ -1,0 +1,1 @@
+"""Running the loop on models of other packages."""

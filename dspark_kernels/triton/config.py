@@ -1,0 +1,62 @@
+"""Which tile a kernel uses: a table by (op, dtype class, compute capability) and shape class.
+
+`tiles.py` holds the table; `python -m benchmarks.tune` regenerates it on a GPU.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from .._library import INTERPRETER
+from .tiles import CROSSOVER, TILES
+
+DTYPE_CLASS = {torch.float32: "single", torch.float8_e4m3fn: "fp8"}  # the others are "half"
+
+
+class Device(NamedTuple):
+    """What the choice of a tile may depend on."""
+
+    capability: int  # of the table: 80 (also every chip with 99 KB of shared memory), 90 or 100
+    sms: int
+
+
+class Tile(NamedTuple):
+    """Block sizes and launch options of a kernel, and how many of its programs an SM holds."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int
+    per_sm: int
+
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of the launch."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+@functools.cache
+def _cuda_device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    capability = {9: 90, 10: 100}.get(properties.major, 80)
+    return Device(capability, properties.multi_processor_count)
+
+
+def device_of(tensor: torch.Tensor) -> Device:
+    """The device class of a tensor; the interpreter pretends to have two SMs."""
+    return Device(80, 2) if INTERPRETER else _cuda_device(tensor.get_device())
+
+
+def crossover(device: Device) -> int:
+    """The largest number of rows for which one fused pass over the weight beats GEMM and top-k."""
+    return CROSSOVER[device.capability]
+
+
+def tile(op: str, device: Device, dtype: torch.dtype, *sizes: int) -> Tile:
+    """The first tile of the table whose size limits hold all of `sizes`, else the last."""
+    entries = TILES[op, DTYPE_CLASS.get(dtype, "half"), device.capability]
+    fitting = (
+        tile
+        for limits, *tile in entries
+        if all(size <= limit for size, limit in zip(sizes, limits, strict=True))
+    )
+    return Tile(*next(fitting, entries[-1][1:]))

@@ -1,0 +1,113 @@
+"""`linear_topk`: x·Wᵀ, noise, top-k and logsumexp in one pass over W.
+
+A persistent grid: every program owns equally many equally tall tiles of W, keeps one running top
+list and logsumexp per row of x, and `merge_partials` merges what the programs found. A tile's logits
+pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at a time: that
+bounds the registers of the noise, whatever the tile.
+
+Above the crossover the logits of a chunk of the vocabulary exist at a time: a plain product, then
+`logits_topk`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .config import crossover, device_of, tile
+from .logits_topk import LogitsRanking
+from .matmul import balanced_tiles, weight_times_rows
+from .merge_topk import merge_partials
+from .topk import add_tile, empty_results, store_part
+
+CHUNK_ELEMENTS = 2**23  # float32 logits of one chunk: they stay in the L2
+
+
+@triton.jit(do_not_specialize=["M", "tile_rows"])
+def _linear_topk_kernel(
+    x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
+    scratch_ptr, packed_ptr, lse_ptr, M, V, tile_rows, x_stride, weight_stride, vocab_offset,
+    D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
+    # tiles of x are the fastest axis: programs that read the same weight run side by side
+    program, programs = tl.program_id(1), tl.num_programs(1)
+    column = tl.arange(0, BLOCK_M)
+    rows = tl.program_id(0) * BLOCK_M + column
+    known = tl.minimum(rows, M - 1).to(tl.int64)
+    block = (tl.program_id(0) * programs + program).to(tl.int64)
+    scratch_ptr += block * BLOCK_V * BLOCK_M + column[None, :]  # [BLOCK_V, BLOCK_M]
+    offset, slice_offset = tl.arange(0, BLOCK_V), tl.arange(0, SLICE)
+    top, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
+    for index in range(program, tl.cdiv(V, tile_rows), programs):
+        first = tl.cast(index, tl.int64) * tile_rows
+        product = weight_times_rows(
+            weight_ptr, weight_stride, first + offset, offset < tl.minimum(tile_rows, V - first),
+            x_ptr, x_stride, known, D, BLOCK_D,
+        )  # fmt: skip
+        tl.store(scratch_ptr + offset[:, None] * BLOCK_M, product)
+        tl.debug_barrier()
+        for start in range(0, tile_rows, SLICE):
+            place = start + slice_offset
+            tokens = first + place
+            valid = (place < tile_rows) & (tokens < V)
+            logits = tl.load(scratch_ptr + place[:, None] * BLOCK_M, valid[:, None], other=0.0)
+            if bias_ptr is not None:
+                logits += tl.load(bias_ptr + tokens, valid, other=0.0).to(tl.float32)[:, None]
+            top, maximum, total = add_tile(
+                top, maximum, total, logits, tokens, valid, known, temperature_ptr, seed_ptr,
+                position_ptr, id_map_ptr, vocab_offset, None, K,
+            )  # fmt: skip
+        tl.debug_barrier()
+    store_part(packed_ptr, lse_ptr, program, rows, M, top, maximum, total, K, BLOCK_K)
+
+
+def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
+    """Partial results in one pass over the weight."""
+    (rows, width), vocabulary = x.shape, weight.shape[0]
+    device = device_of(x)
+    chosen = tile("linear_topk", device, x.dtype, rows, k)
+    block_m, block_v = chosen.blocks["BLOCK_M"], chosen.blocks["BLOCK_V"]
+    grid_rows = triton.cdiv(rows, block_m)
+    programs, tile_rows = balanced_tiles(
+        vocabulary, block_v, device.sms * chosen.per_sm // max(1, grid_rows)
+    )
+    scratch = x.new_empty(grid_rows, programs, block_v, block_m, dtype=torch.float32)
+    packed = x.new_empty(programs, rows, k, dtype=torch.int64)
+    logsumexp = x.new_empty(programs, rows, dtype=torch.float32)
+    _linear_topk_kernel[grid_rows, programs](
+        x, weight, bias, *noise, id_map, scratch, packed, logsumexp, rows, vocabulary, tile_rows,
+        x.stride(0), weight.stride(0), vocab_offset,
+        D=width, K=k, BLOCK_K=triton.next_power_of_2(k), **chosen.options(),
+    )  # fmt: skip
+    return packed, logsumexp
+
+
+def _chunked(x, weight, k, bias, noise, id_map, vocab_offset):
+    """Partial results by plain products, one chunk of the vocabulary at a time."""
+    rows, vocabulary = x.shape[0], weight.shape[0]
+    chunk = max(1024, CHUNK_ELEMENTS // rows // 1024 * 1024)
+    ranking = LogitsRanking(x, rows, min(chunk, vocabulary), k, triton.cdiv(vocabulary, chunk))
+    for index, first in enumerate(range(0, vocabulary, chunk)):
+        logits = _product(x, weight[first : first + chunk])
+        if bias is not None:
+            logits += bias[first : first + chunk]
+        ranking.add(logits, noise, id_map, vocab_offset, first=first, chunk=index)
+    return ranking.packed, ranking.logsumexp
+
+
+def _product(x, weight):
+    """x·Wᵀ in float32, without rounding to a lower precision on the way."""
+    if x.dtype == torch.float32 or not x.is_cuda:
+        return x.float() @ weight.float().T
+    return torch.mm(x, weight.T, out_dtype=torch.float32)
+
+
+def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+    """Top-k and logsumexp of x·Wᵀ + bias, perturbed if temperature > 0, see `ops.linear_topk`."""
+    x, weight = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, weight))
+    bias, id_map, *noise = (
+        None if t is None else t.contiguous() for t in (bias, id_map, temperature, seed, position)
+    )
+    run = _fused if x.shape[0] <= crossover(device_of(x)) else _chunked
+    with torch.cuda.device_of(x):
+        return merge_partials(*run(x, weight, k, bias, noise, id_map, vocab_offset), k)

@@ -1,0 +1,51 @@
+"""Counter-based noise on the device: the bits of `reference.noise`, for tiles of token ids."""
+
+import triton
+import triton.language as tl
+
+STREAM_DRAW = tl.constexpr(0)
+MULTIPLIER_0, MULTIPLIER_1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+WEYL_0, WEYL_1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
+LARGEST_BELOW_ONE = tl.constexpr(1.0 - 2.0**-24)
+
+
+@triton.jit
+def _word(x, shift: tl.constexpr):
+    """Bits shift .. shift + 31 of an int64."""
+    return ((x >> shift) & 0xFFFFFFFF).to(tl.uint32)
+
+
+@triton.jit
+def philox(seed, position, block, stream: tl.constexpr):
+    """Philox4x32-10 of int64 tensors that broadcast together: its four uint32 words."""
+    c0, c1, c2, c3 = _word(block, 0), _word(position, 0), _word(position, 32), stream
+    k0, k1 = _word(seed, 0), _word(seed, 32)
+    for _ in tl.static_range(10):
+        product0 = c0.to(tl.uint64) * MULTIPLIER_0
+        product1 = c2.to(tl.uint64) * MULTIPLIER_1
+        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
+        k0, k1 = k0 + WEYL_0, k1 + WEYL_1
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def uniform(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
+    """u in (0, 1), float32: int64 seed, position and token ids that broadcast together.
+
+    x·2^-32 is exact, so contracting the two operations into an fma gives the same bits.
+    """
+    c0, c1, c2, c3 = philox(seed, position, ids >> 2, stream)
+    lane = ids & 3
+    x = tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
+    return tl.minimum(x.to(tl.float32) * 2.0**-32 + 2.0**-33, LARGEST_BELOW_ONE)
+
+
+@triton.jit
+def gumbel(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
+    """Standard Gumbel noise -log(-log1p(-u)); log1p(-u) = log(w)·u / (1 - w) for w = 1 - u rounded."""
+    u = uniform(seed, position, ids, stream)
+    w = 1.0 - u
+    exponential = tl.where(w == 1.0, u, tl.log(w) * (u / (w - 1.0)))
+    return -tl.log(exponential)

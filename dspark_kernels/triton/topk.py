@@ -1,0 +1,113 @@
+"""Device functions of a running top-k and logsumexp over tiles of logits [BLOCK_V, BLOCK_M].
+
+A score and its token id travel packed in one int64, ordered by (score, lower id), so that every
+maximum of packed values already breaks ties; ids are in [0, 2^32).
+"""
+
+import triton
+import triton.language as tl
+
+from .noise import gumbel
+
+LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def pack(scores, ids):
+    """Float32 scores (not NaN) and int64 ids -> int64, ordered by score and then by lower id."""
+    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0.0 ties with 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - ids)
+
+
+@triton.jit
+def unpack(packed):
+    """The float32 scores and int64 ids of packed values."""
+    ordered = (packed >> 32).to(tl.int32)
+    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    return scores, 0xFFFFFFFF - (packed & 0xFFFFFFFF)
+
+
+@triton.jit
+def finite_or_zero(x):
+    """x, or 0 where it is infinite: a safe shift for exponentials."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
+
+
+@triton.jit
+def empty_results(K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
+    """(top, maximum, total): an empty list [BLOCK_M, BLOCK_K], and an empty logsumexp [BLOCK_M].
+
+    The list starts with K distinct values above LOWEST; its padding is out of reach.
+    """
+    slot = tl.arange(0, BLOCK_K)
+    low = tl.where(slot < K, LOWEST + 1 + slot.to(tl.int64), HIGHEST)
+    top = tl.broadcast_to(low[None, :], (BLOCK_M, BLOCK_K))
+    return top, tl.full((BLOCK_M,), float("-inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+
+
+@triton.jit
+def _keep_best(top, packed, K: tl.constexpr):
+    """The K largest of the distinct values of top [BLOCK_M, BLOCK_K] and packed [BLOCK_V, BLOCK_M].
+
+    As many rounds as the row with the most new entries needs: none for a tile below all thresholds.
+    """
+    threshold = tl.min(top, axis=1)
+    entering = tl.sum((packed > threshold[None, :]).to(tl.int32), axis=0)
+    below = tl.full(threshold.shape, HIGHEST, tl.int64)
+    for _ in range(tl.minimum(tl.max(entering, axis=0), K)):
+        below = tl.max(tl.where(packed < below[None, :], packed, LOWEST), axis=0)
+        replaced = (top == threshold[:, None]) & (below > threshold)[:, None]
+        top = tl.where(replaced, below[:, None], top)
+        threshold = tl.min(top, axis=1)
+    return top
+
+
+@triton.jit
+def _add_exponentials(maximum, total, scores):
+    """Online logsumexp over axis 0: running maximum and sum of exp(score - maximum)."""
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+    shift = finite_or_zero(new_maximum)
+    added = tl.sum(tl.exp(scores - shift[None, :]), axis=0)
+    return new_maximum, total * tl.exp(maximum - shift) + added
+
+
+@triton.jit
+def add_tile(
+    top, maximum, total, logits, columns, valid, rows, temperature_ptr, seed_ptr, position_ptr,
+    id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr,
+):  # fmt: skip
+    """Perturb a tile of logits and add it to the running results.
+
+    columns int64 [BLOCK_V] and rows int64 [BLOCK_M] number the tile's entries. Rows with a
+    temperature above 0 drop what is below their floor after the division by it.
+    """
+    tokens = columns + vocab_offset
+    if id_map_ptr is not None:
+        tokens = tl.load(id_map_ptr + columns, valid, other=0)
+    kept = valid[:, None] & (logits == logits)  # NaN counts as -inf
+    if temperature_ptr is not None:
+        temperature = tl.load(temperature_ptr + rows)[None, :]
+        scale = tl.where(temperature > 0.0, temperature, 1.0)
+        logits = tl.div_rn(logits, tl.broadcast_to(scale, logits.shape))
+        if floor_ptr is not None:
+            kept &= (logits >= tl.load(floor_ptr + rows)[None, :]) | (temperature <= 0.0)
+        seed, position = tl.load(seed_ptr + rows), tl.load(position_ptr + rows)
+        noise = gumbel(seed[None, :], position[None, :], tokens[:, None])
+        logits = tl.where(temperature > 0.0, logits + noise, logits)
+    scores = tl.where(kept, logits, float("-inf"))
+    maximum, total = _add_exponentials(maximum, total, scores)
+    packed = tl.where(valid[:, None], pack(scores, tokens[:, None]), LOWEST)
+    return _keep_best(top, packed, K), maximum, total
+
+
+@triton.jit
+def store_part(
+    packed_ptr, lse_ptr, part, rows, M, top, maximum, total, K: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """Write one part of the results: packed [parts, M, K], unordered, and lse [parts, M]."""
+    slot = tl.arange(0, BLOCK_K)
+    out = part.to(tl.int64) * M + rows
+    inside = (rows < M)[:, None] & (slot < K)[None, :]
+    tl.store(packed_ptr + out[:, None] * K + slot[None, :], top, inside)
+    tl.store(lse_ptr + out, finite_or_zero(maximum) + tl.log(total), rows < M)
