@@ -1,4 +1,4 @@
-"""Compiling the Triton kernels ahead of time: the launches of an op on meta tensors, and their code."""
+"""Ahead-of-time compilation: the launches of an op on meta tensors, and the code they become."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def _launch(function, args, kwargs):
 
 
 def record(monkeypatch, capability, call):
-    """The launches that call() makes with tensors on the meta device, on a GPU of this capability."""
+    """The launches that call() makes with meta tensors, as on a GPU of this capability."""
     launches = []
 
     def run(function, *args, grid, warmup, **kwargs):
@@ -79,7 +79,7 @@ def record(monkeypatch, capability, call):
 
 
 def compile_launch(launch, capability) -> Code:
-    """Compile for the capability and read registers, stack and kinds of instructions off the code."""
+    """Compile, and read registers, stack, shared memory and instructions off the code."""
     target = GPUTarget("cuda", capability, 32)
     compiled = triton.compile(launch.source, target=target, options=launch.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
@@ -91,7 +91,8 @@ def compile_launch(launch, capability) -> Code:
     ptx = compiled.asm["ptx"]
     patterns = {
         "mma": r"\bmma\.sync", "wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma",
-        "cp.async 16": r"cp\.async\.cg\.shared\.global.*0x10", "ld 16": r"ld\.global.*v(4\.b32|2\.b64)",
+        "cp.async 16": r"cp\.async\.cg\.shared\.global.*0x10",
+        "ld 16": r"ld\.global.*v(4\.b32|2\.b64)",
     }  # fmt: skip
     return Code(
         launch.source.name,

@@ -32,9 +32,7 @@ def _draft_blocks_kernel(
     if residual_scale_ptr is not None:
         residual *= tl.load(residual_scale_ptr + row, valid, other=0.0).to(tl.float32)[:, None]
     out = residual + update / (1.0 + tl.exp(-update))
-    tl.store(
-        out_ptr + known[None, :] * R + row[:, None], out.to(out_ptr.dtype.element_ty), inside
-    )
+    tl.store(out_ptr + known[None, :] * R + row[:, None], out.to(out_ptr.dtype.element_ty), inside)
 
 
 def draft_blocks(hidden, weight, bias, features, residual_scale):

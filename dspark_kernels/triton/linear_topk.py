@@ -1,9 +1,9 @@
 """`linear_topk`: x·Wᵀ, noise, top-k and logsumexp in one pass over W.
 
-A persistent grid: every program owns equally many equally tall tiles of W, keeps one running top
-list and logsumexp per row of x, and `merge_partials` merges what the programs found. A tile's logits
-pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at a time: that
-bounds the registers of the noise, whatever the tile.
+A persistent grid: every program owns equally many equally tall tiles of W, and keeps one running
+top list and logsumexp per row of x; `merge_partials` merges what the programs found. The logits of
+a tile pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at
+a time: that bounds the registers of the noise, whatever the tile.
 
 Above the crossover the logits of a chunk of the vocabulary exist at a time: a plain product, then
 `logits_topk`.

@@ -1,8 +1,8 @@
-"""`sample_logits`: the draw from logits that exist, truncated at a floor found by search, not by sorting.
+"""`sample_logits`: the draw from logits that exist, cut at a floor found by search, not by sorting.
 
-Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or less
-than top_p of the mass. The floor is the lowest such value, found in the order of float32 bit patterns,
-16 values at a time.
+Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or
+less than top_p of the mass. The floor is the lowest such value, found among the float32 bit patterns
+in 8 passes of 16 intervals.
 """
 
 import torch
@@ -86,9 +86,7 @@ def _floor_kernel(
                     x = _load_scaled(row_ptr, start + tl.arange(0, BLOCK_V), V, temperature)
                     mass += _weigh(x, shift, floor, True)
                 limit = p * tl.sum(mass, axis=0)
-                nucleus = _lowest_kept(
-                    row_ptr, V, temperature, limit, shift, floor, True, BLOCK_V
-                )
+                nucleus = _lowest_kept(row_ptr, V, temperature, limit, shift, floor, True, BLOCK_V)
                 floor = tl.maximum(floor, nucleus)
         if min_p_ptr is not None:
             p = tl.load(min_p_ptr + row)

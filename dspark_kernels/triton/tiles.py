@@ -1,7 +1,8 @@
-"""The table of tiles: (op, dtype class, compute capability) -> entries, of which the first that fits serves.
+"""The table of tiles: (op, dtype class, compute capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
-linear_topk, (k,) for logits_topk, (B,) for draft_blocks, (query rows per KV head, E) for tree_attention.
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
+KV head, E) for tree_attention.
 
 Not measured: chosen on paper, and checked by compiling (`tests/test_triton_aot.py`).
 """
@@ -64,37 +65,43 @@ TILES = {
         ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("tree_attention", "half", 80): [
-        ((16, 128), {"BLOCK_M": 16, "BLOCK_N": 64}, 2, 3, 2),
-        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 2),
-        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 2, 1),
+        ((32, 128), {"BLOCK_M": 32, "BLOCK_N": 64}, 4, 2, 2),
+        ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),
+        ((ANY, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 8, 2, 1),
     ],
     ("tree_attention", "half", 90): [
         ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3, 2),
         ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3, 1),
-        ((64, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 8, 2, 1),
-        ((ANY, 256), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "half", 100): [
-        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3, 2),
-        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 8, 2, 1),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "fp8", 80): [  # needs capability 8.9
-        ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 2, 1),
+        ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),
+        ((ANY, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 8, 2, 1),
     ],
     ("tree_attention", "fp8", 90): [
         ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4, 2),
         ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 4, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 8, 3, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "fp8", 100): [
         ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4, 2),
-        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 4, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 8, 3, 1),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
-    ("tree_attention", "single", 80): [((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 32}, 4, 2, 2)],
-    ("tree_attention", "single", 90): [((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 32}, 4, 2, 2)],
-    ("tree_attention", "single", 100): [((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 32}, 4, 2, 2)],
+    ("tree_attention", "single", 80): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
+    ("tree_attention", "single", 90): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
+    ("tree_attention", "single", 100): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
 }
