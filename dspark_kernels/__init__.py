@@ -1,9 +1,45 @@
 """Fused kernels for lossless tree-speculative decoding: multi-head drafts, a gated-linear gate."""
 
 from . import reference
-from .ops import *  # noqa: F403
-from .ops import __all__ as _ops
+from .ops import (
+    accept_tree,
+    chain_reject,
+    context_lookup,
+    draft_blocks,
+    glm_tree,
+    linear_topk,
+    merge_topk,
+    sample_logits,
+    tree_attention,
+    typical_accept,
+)
 from .tree import DraftTree, chain, format_tree, static_tree
 
 __version__ = "0.1.0"
-__all__ = [*_ops, "DraftTree", "chain", "format_tree", "reference", "static_tree"]
+__all__ = [
+    "DraftTree",
+    "SpeculativeDecoder",
+    "accept_tree",
+    "chain",
+    "chain_reject",
+    "context_lookup",
+    "draft_blocks",
+    "format_tree",
+    "glm_tree",
+    "linear_topk",
+    "merge_topk",
+    "reference",
+    "sample_logits",
+    "static_tree",
+    "tree_attention",
+    "typical_accept",
+]
+
+
+def __getattr__(name):
+    """`SpeculativeDecoder` needs transformers; the ops do not, so it is imported when asked for."""
+    if name != "SpeculativeDecoder":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .integrations.decoder import SpeculativeDecoder
+
+    return SpeculativeDecoder

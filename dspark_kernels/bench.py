@@ -6,6 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from rich import box
+from rich.console import Group
 from rich.table import Column, Table
 from tqdm import tqdm
 
@@ -80,7 +82,9 @@ def decode(
     num_nodes: int = 32,
     min_score: float = 0.0,
 ) -> dict:
-    """Decode every prompt both ways, in turn: {"total": row, "categories": {name: row}}.
+    """Decode every prompt both ways, in turn.
+
+    Returns {"total": row, "categories": {name: row}, "milliseconds_per_step": {phase: number}}.
 
     A row holds prompts, tokens_per_step, tokens_per_second, baseline_tokens_per_second, speedup and
     identical (the number of prompts whose tokens equal the baseline's). Times are of whole calls,
@@ -97,6 +101,7 @@ def decode(
     plain(decoder, warm_up, options | {"max_new_tokens": 8})
 
     tallies = {category: _Tally() for category in by_category}
+    phases, steps = defaultdict(float), 0
     batches = [
         (category, ids[first : first + batch_size])
         for category, ids in by_category.items()
@@ -108,9 +113,15 @@ def decode(
         seconds = time.perf_counter() - start
         _, baseline, baseline_seconds = plain(decoder, ids, options)
         tallies[category].add(out, seconds, baseline, baseline_seconds)
+        steps += max(out.statistics.steps_of_batch, 1)
+        for phase, spent in out.statistics.seconds.items():
+            phases[phase] += spent
     return {
         "total": sum(tallies.values(), _Tally()).row(),
         "categories": {category: tally.row() for category, tally in tallies.items()},
+        "milliseconds_per_step": {
+            phase: 1e3 * spent / steps for phase, spent in phases.items() if phase != "prefill"
+        },
     }
 
 
@@ -153,10 +164,11 @@ class _Tally:
         }
 
 
-def table(result: dict) -> Table:
-    """The result for people."""
+def tables(result: dict) -> Group:
+    """The result for people: rows per category, and where the time of a step goes."""
     columns = ("prompts", "tokens/step", "tokens/s", "generate", "speed-up", "identical")
-    view = Table("category", *(Column(name, justify="right") for name in columns))
+    headers = (Column(name, justify="right", no_wrap=True) for name in columns)
+    view = Table("category", *headers, box=box.SIMPLE_HEAD)
     for name, row in (*result["categories"].items(), ("total", result["total"])):
         view.add_row(
             name,
@@ -168,4 +180,8 @@ def table(result: dict) -> Table:
             f"{row['identical']}/{row['prompts']}",
             end_section=name != "total",
         )
-    return view
+    spent = result["milliseconds_per_step"]
+    step = Table("phase", Column("ms per step", justify="right"), box=box.SIMPLE_HEAD)
+    for phase, milliseconds in (*spent.items(), ("total", sum(spent.values()))):
+        step.add_row(phase, f"{milliseconds:.2f}")
+    return Group(view, step)

@@ -53,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
     command.add_argument("--prompts", required=True, help="JSON lines with a field `prompt`")
     command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
-    command.add_argument("--minutes", type=float, help="stop training after this long")
+    command.add_argument("--steps", type=int, help="training steps at most")
+    command.add_argument("--minutes", type=float, help="training time at most")
     command.add_argument("--seed", type=int, default=0)
 
     bench = commands.add_parser("bench", help="measure").add_subparsers(
@@ -76,7 +77,11 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     from .integrations.loading import EMBEDDED_MODEL
 
     command.add_argument("--model", default=EMBEDDED_MODEL, help="default: %(default)s")
-    command.add_argument("--draft", default="auto", help="a folder or hub id; default: the shipped")
+    command.add_argument(
+        "--draft",
+        default="auto",
+        help="a folder or hub id; 'none' decodes plainly; default: the one shipped for the model",
+    )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--max-new-tokens", type=int, default=128)
@@ -90,7 +95,7 @@ def _decoder(arguments):
 
     return SpeculativeDecoder.from_pretrained(
         arguments.model,
-        arguments.draft,
+        None if arguments.draft == "none" else arguments.draft,
         dtype=DTYPES[arguments.dtype],
         device=arguments.device,
     )
@@ -111,7 +116,9 @@ def _generate(arguments) -> int:
     }
     printer = None if arguments.json else StepPrinter(decoder.tokenizer, Console())
     if printer:
-        print(f"{prompt}\n")
+        if decoder.draft_model is not None:
+            print(decoder.draft_model.summary())
+        print(f"\n{prompt}\n")
     start = time.perf_counter()
     out = decoder.generate([ids], on_tokens=printer, **options)
     seconds = time.perf_counter() - start
@@ -174,7 +181,7 @@ def _bench_decode(arguments) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
-        Console().print(bench.table(result))
+        Console().print(bench.tables(result))
     return 0
 
 

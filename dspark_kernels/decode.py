@@ -14,7 +14,7 @@ from .ops import accept_tree, context_lookup, glm_tree, linear_topk
 from .sampling import Sampling, draw
 from .state import State, check_arguments
 from .statistics import Clock, Results, Statistics
-from .tree import DraftTree
+from .tree import DraftTree, chain
 
 
 @dataclass
@@ -29,7 +29,7 @@ def propose(draft, state: State, num_nodes: int, min_score: float) -> DraftTree:
     """The tree of this step: the root alone without a draft."""
     root, seqlens, sampling = state.root, state.cache.seqlens, state.sampling
     if draft is None:
-        return DraftTree.chain(root[:, None])
+        return chain(root[:, None])
     states = draft.head_states(state.hidden, state.features, root)  # [B, H, D]
     batch, heads, _ = states.shape
     noise = {}

@@ -49,7 +49,8 @@ class Statistics:
     more. Steps of a finished request are not counted, nor are tokens behind a stop token.
     """
 
-    steps: int = 0
+    steps: int = 0  # of all requests: two requests in one batch count two
+    steps_of_batch: int = 0  # target passes, whatever the batch
     tokens: int = 0  # emitted by steps; the first token of a request comes from its prefill
     nodes: int = 0  # verified by the target, roots included
     accepted: list[int] = field(default_factory=list)
@@ -92,6 +93,7 @@ class Statistics:
         """Everything above as plain numbers, for JSON."""
         return {
             "steps": self.steps,
+            "steps_of_batch": self.steps_of_batch,
             "tokens": self.tokens,
             "tokens_per_step": self.tokens_per_step,
             "nodes_per_step": self.nodes_per_step,
@@ -134,6 +136,7 @@ class Results:
         self, tokens: Sequence[Sequence[int]], counts: Sequence[int], nodes: Sequence[int]
     ) -> None:
         """Take what one step yielded: tokens [B][P+1], how many of them count, nodes verified."""
+        self.statistics.steps_of_batch += 1
         for request in sorted(self._running):
             count = counts[request]
             emitted = self._extend(request, tokens[request][:count])

@@ -11,17 +11,18 @@ from .reference.glm_tree import ancestor_words
 class DraftTree(NamedTuple):
     """The drafted tokens of one step: B trees of at most N nodes, in tensors of fixed shape.
 
-    Node 0 is the root, the last emitted token, whose keys and values are not in the cache yet. A node
-    of request b belongs at position cache_seqlens[b] + depth and cache slot cache_seqlens[b] + index.
-    Nodes made by `glm_tree` are ordered by (depth, score descending, token); siblings are distinct.
+    Node 0 is the root, the last emitted token, whose keys and values are not in the cache yet. A
+    node of request b belongs at position cache_seqlens[b] + depth and cache slot cache_seqlens[b] +
+    index. Nodes made by `glm_tree` are ordered by (depth, score descending, token); siblings are
+    distinct.
 
     Attributes:
         tokens: int64 [B, N]; 0 in unused slots.
         parents: int32 [B, N], index of the parent, smaller than the node's own; -1 for the root and
             unused slots.
         depths: int32 [B, N], root 0; 0 in unused slots.
-        ancestors: int64 [B, N, ceil(N / 64)]; bit j % 64 of word j // 64 is set iff node j is the node
-            itself or an ancestor; unused slots have only their own bit.
+        ancestors: int64 [B, N, ceil(N / 64)]; bit j % 64 of word j // 64 is set iff node j is the
+            node itself or an ancestor; unused slots have only their own bit.
         scores: float32 [B, N], estimated probability that the node survives verification: 1 for the
             root, never above the parent's; 0 in unused slots.
         num_nodes: int32 [B], used slots, 1 to N.
@@ -38,8 +39,8 @@ class DraftTree(NamedTuple):
     def from_parents(cls, tokens, parents, scores=None) -> "DraftTree":
         """The tree with the given tokens and parents, tensors or lists of shape [B, N] or [N].
 
-        Parents come before their children. The parent of node 0, and of unused slots at the end, is -1.
-        scores are ones if None.
+        Parents come before their children. The parent of node 0 is -1, and so are those of unused
+        slots, which come last. scores are ones if None.
 
         Raises:
             ValueError: shapes differ, parents are out of order, siblings are equal, or a score is
@@ -78,10 +79,18 @@ class DraftTree(NamedTuple):
 
 
 def chain(tokens) -> DraftTree:
-    """The tree without branches: tokens [B, N] or [N], the root first."""
+    """The tree without branches: tokens [B, N] or [N], the root first. Does not stop the host."""
     tokens = torch.atleast_2d(torch.as_tensor(tokens, dtype=torch.int64))
-    parents = torch.arange(-1, tokens.shape[1] - 1, dtype=torch.int32, device=tokens.device)
-    return DraftTree.from_parents(tokens, parents.expand(tokens.shape))
+    batch, nodes = tokens.shape
+    depths = torch.arange(nodes, dtype=torch.int32, device=tokens.device).expand(batch, -1)
+    return DraftTree(
+        tokens=tokens,
+        parents=depths - 1,
+        depths=depths.contiguous(),
+        ancestors=ancestor_words(depths - 1, nodes - 1),
+        scores=tokens.new_ones(batch, nodes, dtype=torch.float32),
+        num_nodes=tokens.new_full((batch,), nodes, dtype=torch.int32),
+    )
 
 
 def static_tree(
@@ -108,7 +117,8 @@ def static_tree(
             raise ValueError(f"static_tree: choice {choice} needs its parent {choice[:-1]}")
         if len(choice) > heads or not 0 <= choice[-1] < candidates:
             raise ValueError(
-                f"static_tree: choice {choice} is outside the {candidates} candidates of {heads} heads"
+                f"static_tree: choice {choice} is outside the {candidates} candidates of "
+                f"{heads} heads"
             )
     picked = [ids[:, len(choice) - 1, choice[-1]] for choice in nodes]
     tokens = torch.stack([root, *picked], 1)

@@ -18,7 +18,7 @@ def to(inputs, device):
 
 
 def oracle(inputs, b):
-    """All nodes of request b by brute force in float64: {token path: score}, and the N best of them."""
+    """The N best nodes of request b by brute force in float64: {token path: score}."""
     f = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
          for k, v in inputs.items()}  # fmt: skip
     heads, vocab = f["ids"].shape[1], f["table_in"].shape[0]

@@ -150,9 +150,10 @@ def assert_valid(tree):
 def assert_same_tree(actual, expected, min_score=0.0, tolerance=2e-5):
     """The same nodes with the same scores, up to rounding.
 
-    Two float32 evaluations may differ by `tolerance`, relative to the score and per level. A node may then
-    be in one tree only if its score is that close to the bar of the other: its lowest score if it is
-    full, or min_score. Both trees are valid, so that order and indices follow from scores.
+    Two float32 evaluations may differ by `tolerance`, relative to the score and per level. A node
+    may then be in one tree only if its score is that close to the bar of the other: its lowest
+    score if it is full, or min_score. Both trees are valid, so that order
+    and indices follow from scores.
     """
     assert_valid(actual)
     assert torch.equal(actual.tokens[:, 0], expected.tokens[:, 0])

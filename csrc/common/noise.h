@@ -8,10 +8,14 @@
 #include <cmath>
 #include <cstdint>
 
+// Functions that are no templates are always inlined: the CPU kernels are compiled once per
+// instruction set, and the linker must not give one set's copy to another.
 #ifdef __CUDACC__
 #define DSPARK_HOST_DEVICE __host__ __device__
+#define DSPARK_FORCE_INLINE __host__ __device__ __forceinline__
 #else
 #define DSPARK_HOST_DEVICE
+#define DSPARK_FORCE_INLINE inline __attribute__((always_inline))
 #endif
 
 namespace dspark {
@@ -28,8 +32,8 @@ struct Philox {
   uint32_t word[4];
 };
 
-DSPARK_HOST_DEVICE inline Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
-                                            uint32_t k0, uint32_t k1) {
+DSPARK_FORCE_INLINE Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                                      uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
     const uint64_t product1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c2;
@@ -44,8 +48,8 @@ DSPARK_HOST_DEVICE inline Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t c
 }
 
 // The four words for the tokens 4 * block .. 4 * block + 3.
-DSPARK_HOST_DEVICE inline Philox noise_words(int64_t seed, int64_t position, int64_t block,
-                                             Stream stream = Stream::kDraw) {
+DSPARK_FORCE_INLINE Philox noise_words(int64_t seed, int64_t position, int64_t block,
+                                       Stream stream = Stream::kDraw) {
   const auto key = static_cast<uint64_t>(seed), at = static_cast<uint64_t>(position);
   return philox4x32(static_cast<uint32_t>(block), static_cast<uint32_t>(at),
                     static_cast<uint32_t>(at >> 32), static_cast<uint32_t>(stream),
@@ -53,22 +57,22 @@ DSPARK_HOST_DEVICE inline Philox noise_words(int64_t seed, int64_t position, int
 }
 
 // A number inside (0, 1). The product is exact, so a fused multiply-add gives the same bits.
-DSPARK_HOST_DEVICE inline float uniform_from_word(uint32_t word) {
+DSPARK_FORCE_INLINE float uniform_from_word(uint32_t word) {
   const float u = static_cast<float>(word) * 0x1p-32f + 0x1p-33f;
   return u < kLargestBelowOne ? u : kLargestBelowOne;
 }
 
-DSPARK_HOST_DEVICE inline float gumbel_from_word(uint32_t word) {
+DSPARK_FORCE_INLINE float gumbel_from_word(uint32_t word) {
   return -logf(-log1pf(-uniform_from_word(word)));
 }
 
-DSPARK_HOST_DEVICE inline float uniform(int64_t seed, int64_t position, int64_t token,
-                                        Stream stream = Stream::kDraw) {
+DSPARK_FORCE_INLINE float uniform(int64_t seed, int64_t position, int64_t token,
+                                  Stream stream = Stream::kDraw) {
   return uniform_from_word(noise_words(seed, position, token >> 2, stream).word[token & 3]);
 }
 
-DSPARK_HOST_DEVICE inline float gumbel(int64_t seed, int64_t position, int64_t token,
-                                       Stream stream = Stream::kDraw) {
+DSPARK_FORCE_INLINE float gumbel(int64_t seed, int64_t position, int64_t token,
+                                 Stream stream = Stream::kDraw) {
   return gumbel_from_word(noise_words(seed, position, token >> 2, stream).word[token & 3]);
 }
 

@@ -9,7 +9,7 @@ from ..decode import generate
 from ..heads import DraftModel
 from ..sampling import Sampling
 from ..statistics import Statistics
-from .loading import EMBEDDED_MODEL, load_model
+from .loading import EMBEDDED_MODEL, load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
 
 
@@ -33,7 +33,12 @@ class SpeculativeDecoder:
         self.model = model
         self.tokenizer = tokenizer
         self.target = TransformersTarget(model)
-        self.draft = None if draft is None else draft.bind(self.target)
+        self.draft_model = draft
+        self.draft = None
+        if draft is not None:
+            draft.check_target(*self.target.identity)
+            self.draft = draft.bind(self.target.embedding, self.target.lm_head)
+            self.target.feature_layers = self.draft.feature_layers
 
     @classmethod
     def from_pretrained(
@@ -61,11 +66,16 @@ class SpeculativeDecoder:
         """
         if isinstance(model, str):
             model, tokenizer = load_model(model, dtype, device)
-        if draft == "auto":
-            draft = DraftModel.shipped_for(TransformersTarget(model))
-        elif isinstance(draft, str):
-            draft = DraftModel.load(draft)
+        if isinstance(draft, str):
+            auto = draft == "auto"
+            draft = shipped_draft(TransformersTarget(model)) if auto else load_draft(draft)
         return cls(model, tokenizer, draft)
+
+    @property
+    def draft_share(self) -> float:
+        """Trained parameters of the draft over parameters of the target."""
+        own = 0 if self.draft_model is None else self.draft_model.num_parameters
+        return own / self.target.num_parameters
 
     @property
     def stop_tokens(self) -> list[int]:

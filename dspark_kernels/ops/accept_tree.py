@@ -20,9 +20,10 @@ def accept_tree(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The path on which tree and target agree, and the move of its keys and values, in one launch.
 
-    From the root the walk goes to the first child which carries the target's draw at the current node,
-    until there is none; every token so emitted is the target's own draw. Then the cache entries of
-    the n nodes on the path, in all caches, in place: slot cache_seqlens + path[i] to cache_seqlens + i. ::
+    From the root the walk goes to the first child which carries the target's draw at the current
+    node, until there is none; every token so emitted is the target's own draw. Then the entries of
+    the n nodes on the path move from slot cache_seqlens + path[i] to cache_seqlens + i, in place,
+    in all caches. The walk is::
 
         while any(child := (parents == node) & (tokens == target_tokens[node])):
             node = child.int().argmax()
@@ -31,8 +32,9 @@ def accept_tree(
         tree: the verified `DraftTree`.
         target_tokens: int64 [B, N], the target's draw at each node.
         caches: tensors [B, S, ...] (say keys and values of every layer), or with `block_table`
-            [num_blocks, block_size, ...]; the first two sizes are the same in all. Modified in place.
-            Slots beyond S or the table, and blocks outside 0 .. num_blocks - 1, are left alone.
+            [num_blocks, block_size, ...]; the first two sizes are the same in all. Modified in
+            place. Slots beyond S or the table, and blocks outside 0 .. num_blocks - 1, are left
+            alone.
         cache_seqlens: int32 [B], tokens in the cache before the tree.
         block_table: int32 [B, max_blocks], the block of each run of block_size slots.
         max_depth: P, the walk stops there; N - 1 if None.

@@ -16,11 +16,11 @@ def chain_reject(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Accept or replace a chain of K tokens drawn from the draft, so that the target's law holds.
 
-    With p = softmax(target_logits[i] / τ) and q = softmax(draft_logits[i] / τ), token x of place i is kept
-    iff u < p[x] / q[x]; the first that is not kept is replaced by a draw from max(p - q, 0), and if all
-    are kept a draw from p after the last one is added. Lossless only for tokens drawn from q with
-    randomness of their own (say `sample_logits`, stream 0): u comes from stream 1 of the same noise, and
-    the draws, argmax(log weight + Gumbel), from stream 2.
+    With p = softmax(target_logits[i] / τ) and q = softmax(draft_logits[i] / τ), token x of place i
+    is kept iff u < p[x] / q[x]; the first that is not kept is replaced by a draw from max(p - q,
+    0), and if all are kept a draw from p after the last one is added. Lossless only for tokens
+    drawn from q with randomness of their own (say `sample_logits`, stream 0): u comes from stream 1
+    of the same noise, and the draws, argmax(log weight + Gumbel), from stream 2.
 
     Args:
         draft_tokens: int64 [B, K]; a chain ends at the first token outside [0, V), say -1.
@@ -31,7 +31,8 @@ def chain_reject(
         position: int64 [B], the absolute position of the first drafted token.
 
     Returns:
-        tokens int64 [B, K + 1]: the kept tokens and the one drawn, -1 padded; num_emitted int32 [B].
+        tokens int64 [B, K + 1]: the kept tokens and the one drawn, -1 padded.
+        num_emitted int32 [B].
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.

@@ -15,13 +15,13 @@ def context_lookup(
     num_paths: int = 4,
     path_length: int = 10,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Continuations of earlier occurrences of each history's suffix: a draft head without parameters.
+    """Continuations of earlier occurrences of the current suffix: a head without parameters.
 
-    An occurrence of the suffix ends at e < length - 1; its match length is the number of tokens that
-    history[:e + 1] and history[:length] have in common at their ends, at most max_ngram. Its continuation
-    is history[e + 1 : e + 1 + path_length], cut at length. Occurrences are taken by (match length, then
-    e), largest first; one is dropped when its continuation equals that of an earlier pick over the
-    shorter of the two.
+    An occurrence of the suffix ends at e < length - 1; its match length is the number of tokens
+    that history[:e + 1] and history[:length] have in common at their ends, at most max_ngram. Its
+    continuation is history[e + 1 : e + 1 + path_length], cut at length. Occurrences are taken by
+    (match length, then e), largest first; one is dropped when its continuation equals that of an
+    earlier pick over the shorter of the two.
 
     Args:
         history: int64 [B, S], the tokens so far, the root last.

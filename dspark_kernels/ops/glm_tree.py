@@ -28,7 +28,7 @@ def glm_tree(
     path_scores: torch.Tensor | None = None,
     min_score: float = 0.0,
 ) -> DraftTree:
-    """The num_nodes best nodes by estimated survival, scored by a gated linear recurrence, in one launch.
+    """The N nodes most likely to survive, scored by a gated linear recurrence, in one launch.
 
     A child v, at depth d, of a node with token u has the score score(parent) · q(v | path)::
 
@@ -39,13 +39,15 @@ def glm_tree(
         tail = log(max(exp(logsumexp[d]) - exp(keys[d]).sum(), 0))
         q = exp((z - logaddexp(z.logsumexp(0), tail)) / calibration[d])
 
-    Paths compete for the same nodes: node d of a path has the score min(path_scores[d], its parent's). A
-    node reached in several ways is one node with the largest score. Kept are the N best by (score, then
-    lower depth, lower token, parent's order), the root always; ordered by (depth, score, token).
+    Paths compete for the same nodes: node d of a path has the score min(path_scores[d], its
+    parent's). A node reached in several ways is one node with the largest score. Kept are the N
+    best by (score, then lower depth, lower token, parent's order), the root always; ordered by
+    (depth, score, token).
 
     Args:
         ids: int64 [B, H, C], distinct candidates of each head; those outside [0, V) are skipped.
-        keys: float32 [B, H, C], their scores (logits / τ, noise included). A NaN key counts as -inf.
+        keys: float32 [B, H, C], their scores (logits / τ, noise included). A NaN key counts as
+            -inf.
         logsumexp: float32 [B, H], of the scores of the whole vocabulary; -inf for no tail.
         gate: float32 [B, H, 2R].
         root: int64 [B], the last emitted token.
@@ -55,8 +57,8 @@ def glm_tree(
         num_nodes: N, 1 to 256.
         calibration: float32 [H], the temperature of each depth's log q; ones if None.
         temperature: float32 [B], τ of the request; ones if None.
-        paths: int64 [B, P, Q], drafted continuations of the root; one ends at the first token outside
-            [0, V), or where its parent was not kept.
+        paths: int64 [B, P, Q], drafted continuations of the root; one ends at the first token
+            outside [0, V), or where its parent was not kept.
         path_scores: float32 [B, P, Q], absolute estimates of survival; needed with `paths`.
         min_score: nodes of a lower score are dropped; one of score 0 always is.
 
@@ -68,8 +70,8 @@ def glm_tree(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
 
-    Source: the Markov head of DSpark (arXiv 2607.05147) is a = 0, b = 1; recurrence, tail and search
-    are derived in docs.
+    Source: gated linear recurrences (GLA, Yang et al. 2024, arXiv 2312.06635) over a draft tree;
+    a = 0, b = 1 without the tail is the Markov head of DSpark (arXiv 2607.05147).
     """
     check = Check("glm_tree")
     check.tensor("ids", ids, "B H C", INT64)

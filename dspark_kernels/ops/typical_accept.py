@@ -1,4 +1,4 @@
-"""Medusa's typical acceptance: lossy, for engines that want it; `accept_tree` is the lossless rule."""
+"""Medusa's typical acceptance, which is lossy; `accept_tree` is the lossless rule."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,8 @@ def typical_accept(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The deepest path of typical tokens, and the move of its keys and values. This rule is lossy.
 
-    A child c of an accepted node u is accepted iff, with p = softmax(logits[u] / τ) and H its entropy::
+    A child c of an accepted node u is accepted iff, with p = softmax(logits[u] / τ) and H its
+    entropy::
 
         p[tokens[c]] > min(epsilon, delta * exp(-H))
 
@@ -60,6 +61,6 @@ def typical_accept(
         max_depth = tree.tokens.shape[1] - 1
     check.integer("max_depth", max_depth, 0)
     return ops.typical_accept.default(
-        tree.tokens, tree.parents, tree.num_nodes, target_tokens, logits, temperature, epsilon, delta,
-        list(caches), cache_seqlens, block_table, max_depth,
+        tree.tokens, tree.parents, tree.num_nodes, target_tokens, logits, temperature, epsilon,
+        delta, list(caches), cache_seqlens, block_table, max_depth,
     )  # fmt: skip

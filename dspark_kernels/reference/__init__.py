@@ -3,3 +3,27 @@
 Tests, benchmarks and documentation measure every other backend against these functions. They take
 the arguments of the op's schema, in its order, and import nothing but torch.
 """
+
+from .accept_tree import accept_tree
+from .chain_reject import chain_reject
+from .context_lookup import context_lookup
+from .draft_blocks import draft_blocks
+from .glm_tree import glm_tree
+from .linear_topk import linear_topk
+from .merge_topk import merge_topk
+from .sample_logits import sample_logits
+from .tree_attention import tree_attention
+from .typical_accept import typical_accept
+
+__all__ = [
+    "accept_tree",
+    "chain_reject",
+    "context_lookup",
+    "draft_blocks",
+    "glm_tree",
+    "linear_topk",
+    "merge_topk",
+    "sample_logits",
+    "tree_attention",
+    "typical_accept",
+]

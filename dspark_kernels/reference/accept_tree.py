@@ -6,7 +6,7 @@ import torch
 def accept_tree(
     tokens, parents, num_nodes, target_tokens, caches, cache_seqlens, block_table, max_depth
 ):
-    """The walk down the tree along the target's draws, and the compaction, see `ops.accept_tree`."""
+    """The walk along the target's draws, and the compaction, see `ops.accept_tree`."""
     nodes = tokens.shape[1]
     index = torch.arange(nodes, device=tokens.device)
     node = torch.zeros_like(num_nodes, dtype=torch.int64)[:, None]  # [B, 1], -1 once the walk ended
@@ -34,7 +34,7 @@ def finish(path, tokens, target_tokens, caches, cache_seqlens, block_table):
 
 
 def compact(caches, cache_seqlens, path, block_table):
-    """Move slot seqlen + path[i] to slot seqlen + i in every cache, in place, loading all before storing."""
+    """Move slot seqlen + path[i] to seqlen + i in every cache, all loads before the stores."""
     if not caches:
         return
     first = cache_seqlens.long()[:, None]  # [B, 1]
@@ -42,13 +42,13 @@ def compact(caches, cache_seqlens, path, block_table):
     source, source_exists = locate(first + path, caches[0].shape, block_table)
     target, target_exists = locate(first + index, caches[0].shape, block_table)
     moved = (path > index) & source_exists & target_exists
-    source, target = [part[moved] for part in source], [part[moved] for part in target]
+    source, target = (tuple(part[moved] for part in slots) for slots in (source, target))
     for cache in caches:
         cache[target] = cache[source]
 
 
 def locate(slots, cache_shape, block_table):
-    """Where slots [B, K] are in a cache [B, S, ...] or [num_blocks, block_size, ...]; and whether they are."""
+    """The index of slots [B, K] in a cache (contiguous or paged), and which of them exist."""
     if block_table is None:
         rows = torch.arange(len(slots), device=slots.device)[:, None].expand(slots.shape)
         return (rows, slots), (slots >= 0) & (slots < cache_shape[1])

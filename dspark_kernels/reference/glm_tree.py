@@ -6,7 +6,8 @@ import torch
 def glm_state(parent_state, token_in, gate, mix):
     """State of a node from its parent's: a ⊙ s_parent + b ⊙ w, (a, b) = sigmoid(gate + mix·w).
 
-    parent_state and token_in (w, the token's row of table_in): [..., R]; gate [..., 2R]; mix [2R, R].
+    parent_state and token_in (w, the token's row of table_in): [..., R];
+    gate [..., 2R]; mix [2R, R].
     """
     a, b = torch.sigmoid(gate + token_in @ mix.T).chunk(2, dim=-1)
     return a * parent_state + b * token_in
@@ -34,8 +35,9 @@ def glm_tree(
 ):  # fmt: skip
     """The N best nodes of the tree of head candidates and paths, see `ops.glm_tree`.
 
-    Level by level: a node outside the N best of its level is outside the N best of all, and so are its
-    descendants, which never score higher. A level is sorted by (score desc, token asc, parent asc).
+    Level by level: a node outside the N best of its level is outside the N best of all, and so are
+    its descendants, which never score higher. A level is sorted by (score desc, token asc, parent
+    asc).
     """
     batch, heads, candidates = ids.shape
     vocab, rank = table_in.shape

@@ -29,7 +29,7 @@ def tree_attention(
     reachable = visible.any(dim=1)[:, :, None, None]  # never multiply a weight of 0 by stale NaNs
     values = torch.where(reachable, values, 0.0)
     out = torch.einsum("bhns,bshe->bnhe", weights, values)
-    return out.to(q.dtype), lse.transpose(1, 2).contiguous()
+    return out.to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
 
 
 def gather_blocks(cache, block_table):

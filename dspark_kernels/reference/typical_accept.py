@@ -9,7 +9,7 @@ def typical_accept(
     tokens, parents, num_nodes, target_tokens, logits, temperature, epsilon, delta, caches,
     cache_seqlens, block_table, max_depth,
 ):  # fmt: skip
-    """The deepest node all of whose path is typical, and the compaction, see `ops.typical_accept`."""
+    """The deepest node whose whole path is typical; compaction, see `ops.typical_accept`."""
     batch, nodes = tokens.shape
     rows = torch.arange(batch, device=tokens.device)[:, None]
     index = torch.arange(nodes, device=tokens.device)

@@ -1,0 +1,246 @@
+// The scores of the gated linear recurrence for one level of the tree, see ops/glm_tree.py.
+//
+// Matrices are kept as the group reads them: rows in memory, columns across lanes, so that the
+// products need no sums over lanes. Pitches are multiples of G::kWidth, the padding is zero.
+
+#pragma once
+
+#include "common/group.h"
+
+namespace dspark {
+
+struct GlmShape {
+  int heads, candidates, rank, nodes, paths, path_length;
+  int64_t vocab, table_in_stride, table_out_stride;
+  float min_score;
+};
+
+template <typename T>
+struct GlmInputs {                // of one request
+  const int64_t* ids;             // [H, C]
+  const float *keys, *logsumexp;  // [H, C], [H]
+  const float* gate;              // [H, 2R]
+  int64_t root;
+  const T *table_in, *table_out;  // [V, R]
+  const T* mix;                   // [2R, R]
+  const float* depth_scale;       // [H, R]
+  const float* calibration;       // [H] or null
+  float temperature;              // > 0
+  const int64_t* paths;           // [P, Q]
+  const float* path_scores;       // [P, Q]
+};
+
+constexpr int kPitch = 16;  // every kWidth divides it
+constexpr int kTile = 8;    // rows of a product that one member computes together
+
+DSPARK_FORCE_INLINE constexpr int padded(int count) {
+  return (count + kPitch - 1) / kPitch * kPitch;
+}
+
+// Memory of one request outside the scratch struct; it fits into caches, not into shared memory.
+struct GlmWorkspace {
+  float* mix;          // [R][2 Rp], transposed; the columns of b start at Rp
+  float* rows_out;     // [R][Cp], transposed rows of table_out
+  float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
+  float* gates;        // [F][2 Rp]
+  float* states[2];    // [F][Rp] of this level and of the one above
+  float* scores;       // [F][Cp] of the children, and one per path after them
+  int *items, *spare;  // what is selected from: nodes and children
+
+  static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
+    const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
+    const int64_t children = nodes * candidates + kPitch;
+    return 4 * (s.rank * (2 * rank + candidates) + nodes * 5 * rank + children +
+                2 * (nodes + children));
+  }
+
+  DSPARK_FORCE_INLINE GlmWorkspace(const GlmShape& s, char* memory) {
+    const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
+    const int64_t children = nodes * candidates + kPitch;
+    mix = reinterpret_cast<float*>(memory);
+    rows_out = mix + s.rank * 2 * rank;
+    rows_in = rows_out + s.rank * candidates;
+    gates = rows_in + nodes * rank;
+    states[0] = gates + nodes * 2 * rank;
+    states[1] = states[0] + nodes * rank;
+    scores = states[1] + nodes * rank;
+    items = reinterpret_cast<int*>(scores + children);
+    spare = items + nodes + children;
+  }
+};
+
+// The first `left` of kWidth numbers, zeros for the others.
+template <class G, typename T>
+DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
+  if (left >= G::kWidth) return G::load(from);
+  return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
+}
+
+// to[k][column + i] = row(i)[k] for i < count rows of `depth` numbers; a null row is one of zeros.
+template <class G, class Row>
+DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
+                                  const Row& row) {
+  auto team = g.team();
+  for (int i = team.index(); i < pitch; i += team.count()) {
+    const auto* from = i < count ? row(i) : nullptr;
+    for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
+      float numbers[G::kWidth];
+      G::store(numbers, from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k));
+      for (int j = 0; j < G::kWidth && k + j < depth; ++j) to[(k + j) * pitch + i] = numbers[j];
+    }
+  }
+  g.sync();
+}
+
+// out[f][j] = Σ_k in[f][k] · right[k][j] for f < rows, j < pitch.
+template <class G>
+DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const float* in, int in_pitch,
+                                const float* right, float* out) {
+  using V = typename G::Vector;
+  const int columns = pitch / G::kWidth, tiles = (rows + kTile - 1) / kTile;
+  for (int item = g.lane(); item < tiles * columns; item += g.size()) {
+    const int first = item / columns * kTile, column = item % columns * G::kWidth;
+    const float* from[kTile];
+    V sum[kTile];
+    DSPARK_UNROLL
+    for (int t = 0; t < kTile; ++t) {
+      from[t] = in + (first + t < rows ? first + t : rows - 1) * in_pitch;
+      sum[t] = G::splat(0.0f);
+    }
+    for (int k = 0; k < depth; ++k) {
+      const V x = G::load(right + k * pitch + column);
+      DSPARK_UNROLL
+      for (int t = 0; t < kTile; ++t) sum[t] += G::broadcast(from[t] + k) * x;
+    }
+    DSPARK_UNROLL
+    for (int t = 0; t < kTile; ++t) {
+      if (first + t < rows) G::store(out + (first + t) * pitch + column, sum[t]);
+    }
+  }
+  g.sync();
+}
+
+// The rows of table_in of `count` tokens, as float; zeros for tokens outside the vocabulary.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
+                                    const int64_t* tokens, int count, float* to) {
+  auto team = g.team();
+  const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
+  for (int f = team.index(); f < count; f += team.count()) {
+    const bool known = tokens[f] >= 0 && tokens[f] < shape.vocab;
+    const T* from = table + (known ? tokens[f] * shape.table_in_stride : 0);
+    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
+      const int left = known ? shape.rank - k : 0;
+      G::store(to + f * pitch + k, load_some<G>(from + k, left));
+    }
+  }
+  g.sync();
+}
+
+// The state of every node from its parent's, and in rows_in the state scaled for the product with
+// the candidates' rows. parent_row: which state of the level above is the parent's.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                      int level, const int* parent_row, int count,
+                                      const GlmWorkspace& work) {
+  using V = typename G::Vector;
+  auto team = g.team();
+  const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
+  const float *gate = in.gate + level * 2 * shape.rank,
+              *scale = in.depth_scale + level * shape.rank;
+  const float* above = work.states[(level + 1) % 2];
+  const V one = G::splat(1.0f), tau = G::splat(in.temperature);
+  for (int f = team.index(); f < count; f += team.count()) {
+    float *state_row = work.states[level % 2] + f * pitch, *row = work.rows_in + f * pitch;
+    const float* mixed = work.gates + f * 2 * pitch;
+    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
+      const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
+      const V a = load_some<G>(gate + k, left) + G::load(mixed + k);
+      const V b = load_some<G>(gate + shape.rank + k, left) + G::load(mixed + pitch + k);
+      V state = G::load(row + k) / (one + G::exp(-b));
+      if (level > 0) state += G::load(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
+      G::store(state_row + k, state);
+      G::store(row + k, load_some<G>(scale + k, left) * state / tau);
+    }
+  }
+  g.sync();
+}
+
+// log of the mass that the candidates of a level leave to the rest of the vocabulary.
+template <class Team, typename T>
+DSPARK_HOST_DEVICE float tail_mass(Team& team, const GlmShape& shape, const GlmInputs<T>& in,
+                                   int level) {
+  const float logsumexp = in.logsumexp[level];
+  float share = 0;
+  for (int c = team.lane(); c < shape.candidates; c += team.size()) {
+    const int64_t id = in.ids[level * shape.candidates + c];
+    const float key = in.keys[level * shape.candidates + c];
+    if (id >= 0 && id < shape.vocab && key > -INFINITY) share += expf(key - logsumexp);
+  }
+  share = team.sum(share);
+  return logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
+}
+
+// scores[f][c] = node_scores[f] · q(c | f) from the products in work.scores; 0 for ids out of
+// range.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
+                                     const float* node_scores, int count,
+                                     const GlmWorkspace& work) {
+  using V = typename G::Vector;
+  auto team = g.team();
+  const int pitch = padded(shape.candidates), step = team.size() * G::kWidth;
+  const float* keys = in.keys + level * shape.candidates;
+  const int64_t* ids = in.ids + level * shape.candidates;
+  const float tail = tail_mass(team, shape, in, level);
+  const V calibration = G::splat(in.calibration == nullptr ? 1.0f : in.calibration[level]);
+  const V lowest = G::splat(-INFINITY), zero = G::splat(0.0f), one = G::splat(1.0f);
+  for (int f = team.index(); f < count; f += team.count()) {
+    float* row = work.scores + f * pitch;
+    V highest = lowest;
+    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
+      const int left = shape.candidates - c;
+      V z = G::load(row + c) + load_some<G>(keys + c, left);
+      z = G::select(z > lowest, z, lowest);  // NaN is not above it
+      z = G::select(G::known(ids + c, left, shape.vocab), z, lowest);
+      G::store(row + c, z);
+      highest = G::select(z > highest, z, highest);
+    }
+    const float top = team.max(fmaxf(G::fold_max(highest), tail));
+    V sum = zero;
+    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
+      sum += G::exp(G::load(row + c) - G::splat(top));
+    }
+    const float total = team.sum(G::fold_sum(sum)) + expf(tail - top);
+    const bool finite = top > -INFINITY && top < INFINITY;
+    const V log_total = G::splat(finite ? top + logf(total) : INFINITY);
+    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
+      const V x = (G::load(row + c) - log_total) / calibration;
+      V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
+      q = G::select(x < zero, q, G::select(x > lowest, one, zero));
+      G::store(row + c, q * G::splat(node_scores[f]));
+    }
+  }
+  g.sync();
+}
+
+// All of it: work.scores[f][c] for the children of `count` nodes of a level.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       int level, const int64_t* tokens, const int* parent_row,
+                                       const float* node_scores, int count,
+                                       const GlmWorkspace& work) {
+  const int rank = padded(shape.rank), candidates = padded(shape.candidates);
+  gather_rows(g, shape, in.table_in, tokens, count, work.rows_in);
+  product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
+  update_states(g, shape, in, level, parent_row, count, work);
+  const int64_t* ids = in.ids + level * shape.candidates;
+  transpose(g, shape.candidates, shape.rank, candidates, work.rows_out, [&](int c) {
+    const bool known = ids[c] >= 0 && ids[c] < shape.vocab;
+    return known ? in.table_out + ids[c] * shape.table_out_stride : nullptr;
+  });
+  product(g, count, shape.rank, candidates, work.rows_in, rank, work.rows_out, work.scores);
+  softmax_rows(g, shape, in, level, node_scores, count, work);
+}
+
+}  // namespace dspark

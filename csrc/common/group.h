@@ -1,0 +1,45 @@
+// The tree algorithms are written once, for a *group* G of members that work together on one
+// request: one CPU thread, a warp, or a CUDA block. A group has
+//
+//   int lane(), int size()       which member this is, and how many there are
+//   void sync()                  what any member wrote is visible to all
+//   T min(T), T max(T)           over all members, the result in all of them
+//   int scan(int n, int* total)  the sum over the members before this one, and over all
+//   int add(int* counter, int n) atomic; returns the value before
+//
+// All members call the collectives (sync, min, max, scan) together. Variables are a member's own;
+// what is shared lies behind pointers, in scratch memory that the caller provides. Groups that do
+// arithmetic on rows of floats (SimdGroup in the templates) also have
+//
+//   Vector, kWidth               that many floats; conditions on Vectors are Masks
+//   Vector load(const T*), load_first(const T*, n), splat(float), broadcast(const float*)
+//   void store(float*, Vector)
+//   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
+//   uint32_t bits(Mask)          one bit per float
+//   float fold_sum(Vector), fold_max(Vector)
+//   Mask known(const int64_t* ids, n, vocab)   of n ids, those inside [0, vocab)
+//   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
+//   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
+//                                index() and count(): a warp of a block; else the group itself
+//
+// No torch in here, and no function without G among its template parameters: the CPU instantiates
+// them once per instruction set.
+
+#pragma once
+
+#include <stdint.h>
+
+#include "common/noise.h"
+
+#ifdef __CUDACC__
+#define DSPARK_UNROLL _Pragma("unroll")
+#else
+#define DSPARK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace dspark {
+
+constexpr int kMaxNodes = 256, kMaxHeads = 16, kMaxCandidates = 64, kMaxRank = 256;
+constexpr int kMaxPaths = 16, kMaxPathLength = 32, kMaxNgram = 16;
+
+}  // namespace dspark

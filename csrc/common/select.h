@@ -1,0 +1,89 @@
+// Selection and sorting of a few thousand items by keys of many digits.
+
+#pragma once
+
+#include "common/group.h"
+
+namespace dspark {
+
+constexpr int kDigitBits = 10, kBins = 1 << kDigitBits;
+
+struct SelectScratch {
+  int histogram[kBins];
+  int bin, before, inside, count;
+};
+
+// Calls take(item) for the `need` items of smallest key among items[0 .. count - 1]. digit(item, i)
+// is digit i, below kBins, of an item's key; keys of `digits` digits are compared only as far as
+// needed. spare has room for `count` items; items is overwritten.
+template <class G, class Digit, class Take>
+DSPARK_HOST_DEVICE void select_smallest(G& g, int* items, int* spare, int count, int need,
+                                        int digits, SelectScratch& scratch, const Digit& digit,
+                                        const Take& take) {
+  for (int place = 0; count > need && place < digits; ++place) {
+    for (int i = g.lane(); i < kBins; i += g.size()) scratch.histogram[i] = 0;
+    if (g.lane() == 0) scratch.count = 0;
+    g.sync();
+    for (int i = g.lane(); i < count; i += g.size()) {
+      g.add(&scratch.histogram[digit(items[i], place)], 1);
+    }
+    g.sync();
+    // the bin in which the last of the needed items lies
+    const int bins = (kBins + g.size() - 1) / g.size();
+    const int first = g.lane() * bins;
+    const int end = first + bins < kBins ? first + bins : kBins;
+    int mine = 0, total;
+    for (int i = first; i < end; ++i) mine += scratch.histogram[i];
+    int before = g.scan(mine, &total);
+    if (before < need && need <= before + mine) {
+      int bin = first;
+      while (before + scratch.histogram[bin] < need) before += scratch.histogram[bin++];
+      scratch.bin = bin;
+      scratch.before = before;
+      scratch.inside = scratch.histogram[bin];
+    }
+    g.sync();
+    const int bin = scratch.bin;
+    for (int i = g.lane(); i < count; i += g.size()) {
+      const int value = digit(items[i], place);
+      if (value < bin) take(items[i]);
+      if (value == bin) spare[g.add(&scratch.count, 1)] = items[i];
+    }
+    need -= scratch.before;
+    count = scratch.inside;
+    int* const swap = items;
+    items = spare;
+    spare = swap;
+    g.sync();
+  }
+  const int rest = count < need ? count : need;
+  for (int i = g.lane(); i < rest; i += g.size()) take(items[i]);
+  g.sync();
+}
+
+// Sorts values[0 .. count - 1]; less(a, b) is a strict order in which `last` comes after all
+// others. values has room up to the next power of two.
+template <class G, class Less>
+DSPARK_HOST_DEVICE void bitonic_sort(G& g, uint64_t* values, int count, uint64_t last,
+                                     const Less& less) {
+  int size = 1;
+  while (size < count) size *= 2;
+  for (int i = count + g.lane(); i < size; i += g.size()) values[i] = last;
+  g.sync();
+  for (int run = 2; run <= size; run *= 2) {
+    for (int stride = run / 2; stride > 0; stride /= 2) {
+      for (int i = g.lane(); i < size / 2; i += g.size()) {
+        const int low = 2 * i - (i & (stride - 1)), high = low + stride;
+        const uint64_t a = values[low], b = values[high];
+        const bool ascending = (low & run) == 0;
+        if (ascending ? less(b, a) : less(a, b)) {
+          values[low] = b;
+          values[high] = a;
+        }
+      }
+      g.sync();
+    }
+  }
+}
+
+}  // namespace dspark

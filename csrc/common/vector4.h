@@ -1,0 +1,136 @@
+// Four floats as the Vector of a group whose members are lanes themselves: a CUDA thread, or a fiber
+// that stands for one in tests. See common/group.h for what each function does.
+
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "common/group.h"
+#include "cpu/types.h"
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
+
+namespace dspark {
+
+struct Float4 {
+  float lane[4];
+};
+struct Mask4 {
+  bool lane[4];
+};
+
+template <typename Out, typename F>
+DSPARK_FORCE_INLINE Out for_lanes4(const F& f) {
+  return {f(0), f(1), f(2), f(3)};
+}
+
+#define DSPARK_FLOAT4_OPERATOR(Out, op)                                         \
+  DSPARK_FORCE_INLINE Out operator op(const Float4& a, const Float4& b) {       \
+    return for_lanes4<Out>([&](int i) { return a.lane[i] op b.lane[i]; });      \
+  }
+DSPARK_FLOAT4_OPERATOR(Float4, +)
+DSPARK_FLOAT4_OPERATOR(Float4, -)
+DSPARK_FLOAT4_OPERATOR(Float4, *)
+DSPARK_FLOAT4_OPERATOR(Float4, /)
+DSPARK_FLOAT4_OPERATOR(Mask4, <)
+DSPARK_FLOAT4_OPERATOR(Mask4, >)
+#undef DSPARK_FLOAT4_OPERATOR
+
+DSPARK_FORCE_INLINE Float4 operator-(const Float4& a) {
+  return for_lanes4<Float4>([&](int i) { return -a.lane[i]; });
+}
+DSPARK_FORCE_INLINE Float4& operator+=(Float4& a, const Float4& b) { return a = a + b; }
+DSPARK_FORCE_INLINE Float4& operator-=(Float4& a, const Float4& b) { return a = a - b; }
+
+DSPARK_FORCE_INLINE float to_float(float value) { return value; }
+DSPARK_FORCE_INLINE float to_float(Bf16 value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float result;
+  memcpy(&result, &bits, 4);
+  return result;
+}
+DSPARK_FORCE_INLINE float to_float(Fp16 value) {
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(value.bits));
+#else
+  _Float16 result;
+  memcpy(&result, &value.bits, 2);
+  return static_cast<float>(result);
+#endif
+}
+
+struct Vector4Lanes {
+  using Vector = Float4;
+  using Mask = Mask4;
+  static constexpr int kWidth = 4;
+  static constexpr int kScan = 8;  // tokens compared at once: loads in flight
+
+  template <typename T>
+  static DSPARK_FORCE_INLINE float to_float(T value) {
+    return dspark::to_float(value);
+  }
+  // One access of 8 or 16 bytes where the address allows it.
+  template <typename T>
+  static DSPARK_FORCE_INLINE Vector load(const T* from) {
+    struct alignas(4 * sizeof(T)) Packet {
+      T value[4];
+    };
+    if (reinterpret_cast<uintptr_t>(from) % sizeof(Packet) == 0) {
+      const Packet packet = *reinterpret_cast<const Packet*>(from);
+      return for_lanes4<Float4>([&](int i) { return dspark::to_float(packet.value[i]); });
+    }
+    return for_lanes4<Float4>([&](int i) { return dspark::to_float(from[i]); });
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
+    return for_lanes4<Float4>([&](int i) { return i < count ? dspark::to_float(from[i]) : 0.0f; });
+  }
+  static DSPARK_FORCE_INLINE void store(float* to, Vector value) {
+    struct alignas(16) Packet {
+      Float4 value;
+    };
+    reinterpret_cast<Packet*>(to)->value = value;
+  }
+  static DSPARK_FORCE_INLINE Vector splat(float value) { return {value, value, value, value}; }
+  static DSPARK_FORCE_INLINE Vector broadcast(const float* from) { return splat(*from); }
+  static DSPARK_FORCE_INLINE Vector exp(Vector x) {
+    return for_lanes4<Float4>([&](int i) { return expf(x.lane[i]); });
+  }
+  static DSPARK_FORCE_INLINE Vector log(Vector x) {
+    return for_lanes4<Float4>([&](int i) { return logf(x.lane[i]); });
+  }
+  static DSPARK_FORCE_INLINE Vector select(Mask mask, Vector yes, Vector no) {
+    return for_lanes4<Float4>([&](int i) { return mask.lane[i] ? yes.lane[i] : no.lane[i]; });
+  }
+  static DSPARK_FORCE_INLINE uint32_t bits(Mask mask) {
+    return mask.lane[0] | mask.lane[1] << 1 | mask.lane[2] << 2 | mask.lane[3] << 3;
+  }
+  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+  }
+  static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
+    return for_lanes4<Mask4>([&](int i) { return i < count; });
+  }
+  static DSPARK_FORCE_INLINE Mask known(const int64_t* ids, int count, int64_t vocab) {
+    return for_lanes4<Mask4>([&](int i) { return i < count && ids[i] >= 0 && ids[i] < vocab; });
+  }
+  static DSPARK_FORCE_INLINE float fold_sum(Vector v) {
+    return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]);
+  }
+  static DSPARK_FORCE_INLINE float fold_max(Vector v) {
+    return fmaxf(fmaxf(v.lane[0], v.lane[1]), fmaxf(v.lane[2], v.lane[3]));
+  }
+  static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
+                                           Stream stream) {
+    const Philox words = noise_words(seed, position, token / 4, stream);
+    return for_lanes4<Float4>([&](int i) { return gumbel_from_word(words.word[i]); });
+  }
+};
+
+}  // namespace dspark

@@ -1,0 +1,29 @@
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/serial_group.h"
+#include "cpu/walk.h"
+
+namespace dspark {
+namespace {
+
+WalkTensors accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
+                        std::vector<Tensor> caches, Tensor cache_seqlens,
+                        std::optional<Tensor> block_table, int64_t max_depth) {
+  constexpr const char* kOp = "accept_tree";
+  const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, kOp);
+  for (int64_t b = 0; b < walks.batch; ++b) {
+    SerialGroup group;
+    const TreeView tree = walks.tree(b);
+    const WalkOutputs out = walks.outputs(b);
+    const int count = accept_walk(group, tree, walks.target(b), walks.depth_limit(), out.path);
+    write_walk(group, tree, walks.target(b), max_depth, out.path, count, out);
+  }
+  compact_caches(walks, caches, cache_seqlens, block_table, kOp);
+  return walks.tensors();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dspark, CPU, m) { m.impl("accept_tree", TORCH_BOX(&accept_tree)); }
+
+}  // namespace dspark

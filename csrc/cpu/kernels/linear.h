@@ -1,0 +1,68 @@
+// x · Wᵀ for a tile of the rows of W and all rows of x: what linear_topk and draft_blocks share.
+
+#pragma once
+
+#include "cpu/kernels/rows.h"
+
+namespace dspark::DSPARK_ISA {
+
+constexpr int kChunkWords =
+    96;                       // of x at a time, so that a block of its rows stays in the L1 cache
+constexpr int kMaxTile = 48;  // rows of W; a multiple of rows_at_once
+
+// As many rows of W as fit well into the L2 cache; a multiple of rows_at_once.
+DSPARK_INLINE int tile_rows(int64_t row_bytes) {
+  constexpr int kStep = rows_at_once(1), kBytes = 128 * 1024;
+  const int64_t rows = kBytes / (row_bytes > 0 ? row_bytes : 1) / kStep * kStep;
+  return rows < kStep ? kStep : rows > kMaxTile ? kMaxTile : (int)rows;
+}
+
+// c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`; the same
+// number of rows further on is prefetched.
+template <typename T, int kVectors>
+DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, const RowLayout& layout,
+                                const float* packed, int first, float* c) {
+  using Dot = typename DotOf<T>::type;
+  constexpr int kRows = rows_at_once(kVectors);
+  float staged[kRows][kChunkWords];
+  for (int start = 0; start < layout.words; start += kChunkWords) {
+    const int words = layout.words - start < kChunkWords ? layout.words - start : kChunkWords;
+    const int64_t element = (int64_t)start * Dot::kPerWord;
+    const bool whole = element + words * Dot::kPerWord <= layout.depth;
+    const float* a = packed + layout.offset(first, start);
+    for (int n = 0; n < count; n += kRows) {
+      const T* b = weight + n * stride + element;
+      float* to = c + n * kVectors * kLanes;
+      if (Dot::template kHolds<T> && whole && n + kRows <= count) {
+        const ptrdiff_t b_stride = stride * sizeof(T);
+        block_product<Dot, kVectors>(layout, a, (const char*)b, b_stride, words, to, start > 0,
+                                     count * b_stride);
+      } else {
+        for (int i = 0; i < kRows; ++i) {
+          const int64_t left = n + i < count ? layout.depth - element : 0;
+          stage_words<Dot>(b + (left > 0 ? i * stride : 0), left, words, staged[i],
+                           count * stride * sizeof(T));
+        }
+        block_product<Dot, kVectors>(layout, a, (const char*)staged, sizeof(staged[0]), words, to,
+                                     start > 0, 0);
+      }
+    }
+  }
+}
+
+// Calls use(first_vector, vectors, c) for every block of rows of x, with c [count, vectors, kLanes]
+// the products of these rows and `count` <= kMaxTile rows of W.
+template <typename T, typename Use>
+DSPARK_INLINE void linear_tile(const T* weight, int64_t stride, int count, const RowLayout& layout,
+                               const float* packed, const Use& use) {
+  alignas(64) float c[kMaxTile * kMaxVectors * kLanes];
+  for (int first = 0; first < layout.vectors; first += kMaxVectors) {
+    const int vectors = layout.block_vectors(first);
+    with_vectors(vectors, [&](auto v) {
+      tile_product<T, decltype(v)::value>(weight, stride, count, layout, packed, first, c);
+    });
+    use(first, vectors, c);
+  }
+}
+
+}  // namespace dspark::DSPARK_ISA

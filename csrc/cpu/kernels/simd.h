@@ -1,0 +1,235 @@
+// One vector type for every instruction set, built on the compiler's vector extension; intrinsics
+// only where that has no name for an instruction. Everything is inlined: no symbol of this header
+// may exist, or the linker could give a function compiled for AVX-512 to the portable kernels.
+
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#include "cpu/types.h"
+
+#define DSPARK_INLINE static inline __attribute__((always_inline))
+#define DSPARK_NOINLINE static __attribute__((noinline))
+
+namespace dspark::DSPARK_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint64_t Longs __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+constexpr float kInfinity = __builtin_inff();
+
+template <typename V>
+DSPARK_INLINE V load_as(const void* from) {
+  V value;
+  memcpy(&value, from, sizeof(V));
+  return value;
+}
+
+template <typename V>
+DSPARK_INLINE void store_as(void* to, V value) {
+  memcpy(to, &value, sizeof(V));
+}
+
+DSPARK_INLINE Floats splat(float x) { return x - Floats{}; }
+DSPARK_INLINE Words splat(uint32_t x) { return x - Words{}; }
+
+DSPARK_INLINE Ints lane_numbers() {
+  Ints numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
+// One 32-bit or 64-bit word of memory in every lane or pair of lanes.
+DSPARK_INLINE Floats broadcast32(const void* from) {
+  return (Floats)splat(load_as<uint32_t>(from));
+}
+DSPARK_INLINE Floats broadcast64(const void* from) {
+  return (Floats)(load_as<uint64_t>(from) - Longs{});
+}
+
+DSPARK_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+
+// a > b ? a : b, so that a NaN in a gives b
+DSPARK_INLINE Floats max(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Bit i is set iff a > b in lane i.
+DSPARK_INLINE uint32_t greater_bits(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
+#else
+  const Ints greater = a > b;
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (greater[i] & 1u) << i;
+  return bits;
+#endif
+}
+
+// Lane i is a[2i] + a[2i + 1] in the first half of the lanes, and again in the second half.
+DSPARK_INLINE Floats add_pairs(Floats a) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_set_epi32(14, 12, 10, 8, 6, 4, 2, 0, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return _mm512_permutexvar_ps(even, a) + _mm512_permutexvar_ps(odd, a);
+#elif defined(__AVX2__)
+  return (Floats)_mm256_permute4x64_pd((__m256d)_mm256_hadd_ps(a, a), 0xD8);
+#else
+  return Floats{a[0] + a[1], a[2] + a[3], a[0] + a[1], a[2] + a[3]};
+#endif
+}
+
+// The high and low 32 bits of the products with one factor.
+DSPARK_INLINE void multiply_wide(uint32_t factor, Words x, Words* high, Words* low) {
+  const Longs even = (Longs)x & 0xFFFFFFFFull, odd = (Longs)x >> 32;
+#if defined(__AVX512F__)
+  const __m512i f = _mm512_set1_epi64(factor);
+  const Longs p = (Longs)_mm512_mul_epu32((__m512i)even, f);
+  const Longs q = (Longs)_mm512_mul_epu32((__m512i)odd, f);
+#elif defined(__AVX2__)
+  const __m256i f = _mm256_set1_epi64x(factor);
+  const Longs p = (Longs)_mm256_mul_epu32((__m256i)even, f);
+  const Longs q = (Longs)_mm256_mul_epu32((__m256i)odd, f);
+#else
+  const Longs p = even * factor, q = odd * factor;
+#endif
+  *low = (Words)((p & 0xFFFFFFFFull) | (q << 32));
+  *high = (Words)((p >> 32) | (q & 0xFFFFFFFF00000000ull));
+}
+
+// --- conversions -------------------------------------------------------------------------------
+
+DSPARK_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
+
+DSPARK_INLINE Floats load(const Bf16* from) {
+  return (Floats)(__builtin_convertvector(load_as<Shorts>(from), Words) << 16);
+}
+
+DSPARK_INLINE Floats load(const Fp16* from) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(load_as<__m256i>(from));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(load_as<__m128i>(from));
+#else
+  const Words half = __builtin_convertvector(load_as<Shorts>(from), Words);
+  const Words magnitude = (half & 0x7FFF) << 13, sign = (half & 0x8000) << 16;
+  const Words finite =
+      (Words)((Floats)magnitude * 0x1p112f);  // the exponents' biases differ by 112
+  return (Floats)(((half & 0x7C00) == 0x7C00 ? magnitude | 0x7F800000 : finite) | sign);
+#endif
+}
+
+DSPARK_INLINE Floats load(const Fp8* from) {
+  const Words byte = __builtin_convertvector(load_as<Bytes>(from), Words);
+  const Words magnitude = (byte & 0x7F) << 20, sign = (byte & 0x80) << 24;
+  const Words finite = (Words)((Floats)magnitude * 0x1p120f);
+  return (Floats)(((byte & 0x7F) == 0x7F ? splat(0x7FC00000u) : finite) | sign);
+}
+
+DSPARK_INLINE void store(float* to, Floats value) { store_as(to, value); }
+
+DSPARK_INLINE Words round_to_bf16(Floats value) {
+  const Words bits = (Words)value;
+  const Words rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  return value == value ? rounded : splat(0x7FC0u);
+}
+
+// Lane i holds element i as bf16 in its low 16 bits.
+DSPARK_INLINE Words load_bf16(const Bf16* from) {
+  return __builtin_convertvector(load_as<Shorts>(from), Words);
+}
+DSPARK_INLINE Words load_bf16(const Fp8* from) { return round_to_bf16(load(from)); }
+
+// Pairs of bf16 numbers: a in the low half of a lane, b in the high half.
+DSPARK_INLINE Floats pack_bf16(Words a, Words b) { return (Floats)(a | b << 16); }
+DSPARK_INLINE void store(Bf16* to, Floats value) {
+  store_as(to, __builtin_convertvector(round_to_bf16(value), Shorts));
+}
+
+DSPARK_INLINE void store(Fp16* to, Floats value) {
+#if defined(__AVX512F__)
+  store_as(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  store_as(to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const Words bits = (Words)value & 0x7FFFFFFF, sign = ((Words)value >> 16) & 0x8000;
+  const Words normal = (bits - (112u << 23) + 0xFFF + ((bits >> 13) & 1)) >> 13;
+  const Words tiny = (Words)((Floats)bits + 0.5f) - 0x3F000000;  // lets the adder round
+  const Words large = bits > 0x7F800000 ? splat(0x7E00u) : splat(0x7C00u);
+  const Words half = bits >= 0x47800000 ? large : bits < 0x38800000 ? tiny : normal;
+  store_as(to, __builtin_convertvector(half | sign, Shorts));
+#endif
+}
+
+// The first `count` lanes; the others are zero and not read.
+template <typename T>
+DSPARK_INLINE Floats load_first(const T* from, int count) {
+  T padded[kLanes] = {};
+  for (int i = 0; i < count; ++i) padded[i] = from[i];
+  return load(padded);
+}
+
+template <typename T>
+DSPARK_INLINE void store_first(T* to, Floats value, int count) {
+  T lanes[kLanes];
+  store(lanes, value);
+  for (int i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// Calls f with a value of the type that `dtype` names: float, Bf16 or Fp16.
+template <typename F>
+DSPARK_INLINE auto with_float_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBf16:
+      return f(Bf16{});
+    case DType::kFp16:
+      return f(Fp16{});
+    default:
+      return f(float{});
+  }
+}
+
+template <typename T>
+DSPARK_INLINE float to_float(T value) {
+  return load_first(&value, 1)[0];
+}
+DSPARK_INLINE float to_float(float value) { return value; }
+
+// Calls f with a value of the element type that a dtype stands for.
+template <typename F>
+DSPARK_INLINE auto with_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBf16:
+      return f(Bf16{});
+    case DType::kFp16:
+      return f(Fp16{});
+    default:
+      return f(float{});
+  }
+}
+
+}  // namespace dspark::DSPARK_ISA

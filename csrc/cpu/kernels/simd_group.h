@@ -1,0 +1,99 @@
+// The group of one CPU thread with its vector registers, see common/group.h.
+
+#pragma once
+
+#include <math.h>
+
+#include "common/group.h"
+#include "cpu/kernels/math.h"
+#include "cpu/kernels/simd.h"
+#include "cpu/serial_group.h"
+
+namespace dspark::DSPARK_ISA {
+
+struct SimdGroup : SerialGroup {
+  using Vector = Floats;
+  using Mask = Ints;
+  static constexpr int kWidth = kLanes;
+  static constexpr int kScan = 64;  // tokens compared in one go
+
+  DSPARK_FORCE_INLINE SimdGroup team() const { return {}; }
+
+  template <typename T>
+  static DSPARK_FORCE_INLINE Vector load(const T* from) {
+    return DSPARK_ISA::load(from);
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
+    return DSPARK_ISA::load_first(from, count);
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE float to_float(T value) {
+    return DSPARK_ISA::to_float(value);
+  }
+  static DSPARK_FORCE_INLINE void store(float* to, Vector value) { DSPARK_ISA::store(to, value); }
+  static DSPARK_FORCE_INLINE Vector splat(float value) { return DSPARK_ISA::splat(value); }
+  static DSPARK_FORCE_INLINE Vector broadcast(const float* from) { return broadcast32(from); }
+  static DSPARK_FORCE_INLINE Vector exp(Vector x) { return DSPARK_ISA::exp(x); }
+  static DSPARK_FORCE_INLINE Vector log(Vector x) { return DSPARK_ISA::log(x); }
+  static DSPARK_FORCE_INLINE Vector select(Mask mask, Vector yes, Vector no) {
+    return mask ? yes : no;
+  }
+  static DSPARK_FORCE_INLINE uint32_t bits(Mask mask) {
+    return greater_bits(mask ? DSPARK_ISA::splat(1.0f) : Vector{}, Vector{});
+  }
+  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) { return load_as<uint32_t>(&value); }
+
+  static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
+    Mask mask;
+    for (int i = 0; i < kLanes; ++i) mask[i] = i < count ? -1 : 0;
+    return mask;
+  }
+  static DSPARK_FORCE_INLINE Mask known(const int64_t* ids, int count, int64_t vocab) {
+    Mask mask;
+    for (int i = 0; i < kLanes; ++i) mask[i] = i < count && ids[i] >= 0 && ids[i] < vocab ? -1 : 0;
+    return mask;
+  }
+  static DSPARK_FORCE_INLINE float fold_sum(Vector value) {
+    float lanes[kLanes];
+    DSPARK_ISA::store(lanes, value);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+  }
+  static DSPARK_FORCE_INLINE float fold_max(Vector value) {
+    float lanes[kLanes];
+    DSPARK_ISA::store(lanes, value);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) {
+        if (lanes[i + half] > lanes[i]) lanes[i] = lanes[i + half];
+      }
+    }
+    return lanes[0];
+  }
+
+  static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
+                                           Stream stream) {
+    Words words;
+    for (int block = 0; block < kLanes / 4; ++block) {
+      const Philox four = dspark::noise_words(seed, position, token / 4 + block, stream);
+      for (int i = 0; i < 4; ++i) words[block * 4 + i] = four.word[i];
+    }
+    return DSPARK_ISA::gumbel(words);
+  }
+
+  static DSPARK_FORCE_INLINE bool contains(const int64_t* values, int count, int64_t wanted) {
+    if (count == kScan) {  // a loop of known length, which the compiler turns into vectors
+      int64_t found = 0;
+      for (int i = 0; i < kScan; ++i) found |= values[i] == wanted;
+      return found != 0;
+    }
+    for (int i = 0; i < count; ++i) {
+      if (values[i] == wanted) return true;
+    }
+    return false;
+  }
+};
+
+}  // namespace dspark::DSPARK_ISA

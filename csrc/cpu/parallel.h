@@ -1,0 +1,29 @@
+// Work sharing over torch's own thread pool.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+
+namespace dspark {
+
+inline int64_t num_workers(int64_t tasks) {
+  return std::clamp<int64_t>(tasks, 1, torch::stable::get_num_threads());
+}
+
+// Calls f(worker, task) once for every task; a worker takes the next task when it is free, so one
+// worker's tasks come in ascending order. 0 <= worker < num_workers(tasks). f must not throw.
+template <typename F>
+void parallel_tasks(int64_t tasks, const F& f) {
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, num_workers(tasks), 1, [&](int64_t worker, int64_t) {
+    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+      f(worker, task);
+    }
+  });
+}
+
+}  // namespace dspark

@@ -1,0 +1,38 @@
+// The group of one CPU thread, see common/group.h.
+
+#pragma once
+
+#include "common/group.h"
+
+namespace dspark {
+
+struct SerialGroup {
+  DSPARK_FORCE_INLINE int lane() const { return 0; }
+  DSPARK_FORCE_INLINE int size() const { return 1; }
+  DSPARK_FORCE_INLINE int index() const { return 0; }
+  DSPARK_FORCE_INLINE int count() const { return 1; }
+  DSPARK_FORCE_INLINE void sync() const {}
+  template <typename T>
+  DSPARK_FORCE_INLINE T min(T value) const {
+    return value;
+  }
+  template <typename T>
+  DSPARK_FORCE_INLINE T max(T value) const {
+    return value;
+  }
+  template <typename T>
+  DSPARK_FORCE_INLINE T sum(T value) const {
+    return value;
+  }
+  DSPARK_FORCE_INLINE int scan(int value, int* total) const {
+    *total = value;
+    return 0;
+  }
+  DSPARK_FORCE_INLINE int add(int* counter, int value) const {
+    const int before = *counter;
+    *counter += value;
+    return before;
+  }
+};
+
+}  // namespace dspark

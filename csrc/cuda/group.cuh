@@ -1,0 +1,119 @@
+// The group of a CUDA block, see common/group.h.
+
+#pragma once
+
+#include "common/vector4.h"
+
+namespace dspark {
+
+// Lanes of a warp that reduce with each other: a team of a block.
+template <int kSize>
+class LaneTeam {
+ public:
+  __device__ LaneTeam(int index, int count) : index_(index), count_(count) {}
+  __device__ int lane() const { return threadIdx.x % kSize; }
+  __device__ int size() const { return kSize; }
+  __device__ int index() const { return index_; }
+  __device__ int count() const { return count_; }
+
+  template <typename T>
+  __device__ T min(T value) const {
+    return reduce(value, [](T a, T b) { return b < a ? b : a; });
+  }
+  template <typename T>
+  __device__ T max(T value) const {
+    return reduce(value, [](T a, T b) { return b > a ? b : a; });
+  }
+  template <typename T>
+  __device__ T sum(T value) const {
+    return reduce(value, [](T a, T b) { return a + b; });
+  }
+  // The sum over the lanes before this one.
+  __device__ int scan(int value) const {
+    int sum = value;
+    for (int step = 1; step < kSize; step *= 2) {
+      const int before = __shfl_up_sync(mask(), sum, step, kSize);
+      if (lane() >= step) sum += before;
+    }
+    return sum - value;
+  }
+
+ private:
+  template <typename T, typename F>
+  __device__ T reduce(T value, const F& f) const {
+    for (int step = kSize / 2; step > 0; step /= 2) {
+      value = f(value, __shfl_xor_sync(mask(), value, step, kSize));
+    }
+    return value;
+  }
+  // The teams of a warp may be at different places of the program.
+  __device__ unsigned mask() const {
+    if constexpr (kSize == 32) return 0xFFFFFFFF;
+    return ((1u << kSize) - 1) << (threadIdx.x % 32 / kSize * kSize);
+  }
+
+  int index_, count_;
+};
+
+// All kThreads threads of a block, teams of kTeam lanes.
+template <int kThreads, int kTeam = 8>
+class BlockGroup : public Vector4Lanes {
+ public:
+  struct Scratch {
+    int64_t partial[2][32];
+  };
+
+  __device__ explicit BlockGroup(Scratch& scratch) : scratch_(scratch) {}
+  __device__ int lane() const { return threadIdx.x; }
+  __device__ int size() const { return kThreads; }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ LaneTeam<kTeam> team() const { return {lane() / kTeam, kThreads / kTeam}; }
+
+  template <typename T>
+  __device__ T min(T value) {
+    const T* partials = exchange(warp().min(value));
+    return warp().min(partials[threadIdx.x % kWarps]);
+  }
+  template <typename T>
+  __device__ T max(T value) {
+    const T* partials = exchange(warp().max(value));
+    return warp().max(partials[threadIdx.x % kWarps]);
+  }
+  template <typename T>
+  __device__ T sum(T value) {
+    const T* partials = exchange(warp().sum(value));
+    const int lane = threadIdx.x % 32;
+    return warp().sum(lane < kWarps ? partials[lane] : T{});
+  }
+  __device__ int scan(int value, int* total) {
+    const int before = warp().scan(value), lane = threadIdx.x % 32;
+    const int* partials = exchange(warp().max(before + value));
+    const int of_warp = lane < kWarps ? partials[lane] : 0;
+    *total = warp().sum(of_warp);
+    return before + warp().sum(lane < static_cast<int>(threadIdx.x) / 32 ? of_warp : 0);
+  }
+  __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
+
+ private:
+  static constexpr int kWarps = kThreads / 32;
+  static_assert(kThreads % 32 == 0 && kWarps <= 32 && (kWarps & (kWarps - 1)) == 0);
+
+  __device__ LaneTeam<32> warp() const { return {lane() / 32, kWarps}; }
+
+  // Every warp's value. Two buffers take turns: one is written again only after the barrier of the
+  // next exchange, which no thread passes before it has read here.
+  template <typename T>
+  __device__ const T* exchange(T value) {
+    static_assert(sizeof(T) <= sizeof(int64_t));
+    T* partials = reinterpret_cast<T*>(scratch_.partial[turn_]);
+    turn_ ^= 1;
+    if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = value;
+    __syncthreads();
+    return partials;
+  }
+
+  Scratch& scratch_;
+  int turn_ = 0;
+};
+
+}  // namespace dspark

@@ -1,0 +1,125 @@
+"""Self-distillation data: the target continues the prompts, and its states are kept on disk."""
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..decode import prefill, step
+from ..sampling import Sampling
+from ..statistics import Clock
+from .store import write_shard
+
+
+@dataclass
+class Prompt:
+    """A prompt as tokens; `temperature` says how the target continues it."""
+
+    id: str
+    topic: str  # prompts of one topic are held out together
+    category: str
+    tokens: list[int]
+    temperature: float
+
+
+def read_prompts(path: str | Path, tokenizer, sampled: float = 0.25) -> list[Prompt]:
+    """Prompts of a JSONL file with `prompt` (text), `messages` (a chat) or `tokens` (ids) per line.
+
+    Optional: `id`, `category`, `topic`, `temperature`; without the last, a share `sampled` of the
+    prompts is continued at temperature 0.8, the others greedily. Texts go through the tokenizer's
+    chat template if it has one.
+    """
+    prompts = []
+    for number, line in enumerate(Path(path).read_text().splitlines()):
+        record = json.loads(line)
+        name = str(record.get("id", number))
+        if not {"tokens", "messages", "prompt"} & record.keys():
+            raise ValueError(
+                f"{path}: line {number + 1} must have `prompt`, `messages` or `tokens`, "
+                f"got {', '.join(record) or 'nothing'}"
+            )
+        temperature = record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0)
+        tokens = record["tokens"] if "tokens" in record else _encode(record, tokenizer)
+        prompts.append(
+            Prompt(
+                id=name,
+                topic=record.get("topic", name),
+                category=record.get("category", ""),
+                tokens=tokens,
+                temperature=temperature,
+            )
+        )
+    if not prompts:
+        raise ValueError(f"{path}: must hold at least one prompt, got an empty file")
+    return prompts
+
+
+def _encode(record: dict, tokenizer) -> list[int]:
+    messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
+    if tokenizer.chat_template is None:
+        return tokenizer("\n".join(message["content"] for message in messages)).input_ids
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    return list(ids)
+
+
+def _fraction(name: str) -> float:
+    """A number in [0, 1) which depends on the name alone."""
+    return zlib.crc32(name.encode()) / 2**32
+
+
+def continue_prompts(
+    target, prompts: list[Prompt], max_new_tokens: int, stop, seed: int = 0
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """(tokens, states) of each prompt, in order: see `store` for what the states are."""
+    seeds = [seed + zlib.crc32(prompt.id.encode()) for prompt in prompts]
+    sampling = Sampling([prompt.temperature for prompt in prompts], seeds)
+    tokens, clock = [prompt.tokens for prompt in prompts], Clock(target.device)
+    state = prefill(target, tokens, sampling, stop, max_new_tokens, room=2)
+    drawn, states = [state.root], [_states(state)]
+    while len(drawn) < max_new_tokens and not (len(drawn) % 8 == 0 and bool(state.done.all())):
+        step(target, None, state, 1, 0.0, clock)
+        drawn.append(state.root)
+        states.append(_states(state))
+    ends = set(stop)
+    for ids, kept in zip(torch.stack(drawn, 1).tolist(), torch.stack(states, 1), strict=True):
+        length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+        yield ids[:length], kept[:length].cpu()
+
+
+def _states(state) -> torch.Tensor:
+    """The states which drew the roots: [B, 1 + len(feature_layers), D] in bfloat16."""
+    hidden = state.hidden[:, None]
+    if state.features is not None:
+        layers = state.features.unflatten(-1, (-1, hidden.shape[-1]))
+        hidden = torch.cat((hidden, layers), dim=1)
+    return hidden.bfloat16()
+
+
+@torch.inference_mode()
+def generate_continuations(
+    target, prompts: list[Prompt], folder: Path, *, max_new_tokens, stop, batch_size, seed
+) -> None:
+    """Continue all prompts, one shard per batch of similar length; finished shards are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    room = target.max_length - max_new_tokens
+    fitting = sorted(
+        (item for item in prompts if len(item.tokens) < room), key=lambda p: len(p.tokens)
+    )
+    batches = [fitting[at : at + batch_size] for at in range(0, len(fitting), batch_size)]
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
+    progress = tqdm(total=len(fitting), desc="continuing prompts", unit="prompt")
+    for index in order:
+        batch, path = batches[index], folder / f"shard-{index:05d}"
+        if not path.with_suffix(".json").exists():
+            results = list(continue_prompts(target, batch, max_new_tokens, stop, seed))
+            records = [
+                vars(prompt) | {"prompt": prompt.tokens, "tokens": tokens}
+                for prompt, (tokens, _) in zip(batch, results, strict=True)
+            ]
+            write_shard(path, records, [states for _, states in results])
+        progress.update(len(batch))
+    progress.close()

@@ -1,0 +1,232 @@
+"""The loop is lossless, whatever drafts, batches and budgets it is given."""
+
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+from chi_square import chi_square
+from tiny import tiny_draft, tiny_model
+
+from dspark_kernels.decode import generate, max_depth, prefill, step
+from dspark_kernels.integrations.decoder import SpeculativeDecoder
+from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.reference.noise import gumbel, uniform
+from dspark_kernels.sampling import Sampling
+
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
+SAMPLINGS = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8, "seed": [5, 6, 7, -8]},
+    "truncated": {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3},
+    "mixed": {"temperature": [0.0, 0.7, 1.5, 0.0], "top_k": [0, 0, 5, 0], "seed": [1, 2, 3, 4]},
+}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return SpeculativeDecoder(tiny_model(), None, tiny_draft())
+
+
+def per_request(options, request):
+    return {
+        name: value[request] if isinstance(value, list) else value
+        for name, value in options.items()
+    }
+
+
+@pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("num_nodes", [1, 2, 7, 33, 70])
+def test_tokens_are_those_of_plain_decoding(decoder, options, num_nodes):
+    plain = decoder.generate(PROMPTS, max_new_tokens=40, speculative=False, **options)
+    ours = decoder.generate(PROMPTS, max_new_tokens=40, num_nodes=num_nodes, **options)
+    assert ours.tokens == plain.tokens
+    assert plain.statistics.tokens_per_step == 1
+    if num_nodes > 7:
+        assert ours.statistics.tokens_per_step > 1.2  # else the test proves little
+
+
+def test_greedy_tokens_are_those_of_transformers(decoder):
+    for prompt in PROMPTS:
+        expected = decoder.model.generate(
+            torch.tensor([prompt]), max_new_tokens=40, do_sample=False
+        )
+        tokens = decoder.generate([prompt], max_new_tokens=40).tokens[0]
+        assert tokens == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
+def test_other_architectures(model_type):
+    options = {"sliding_window": 12} if model_type == "mistral" else {}
+    model = tiny_model(model_type=model_type, **options)
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    for prompt in PROMPTS:
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
+        ours = decoder.generate([prompt], max_new_tokens=40, num_nodes=20)
+        assert ours.tokens[0] == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_tokens_do_not_depend_on_the_batch(decoder, options):
+    together = decoder.generate(PROMPTS, max_new_tokens=30, **options)
+    for request, prompt in enumerate(PROMPTS):
+        alone = decoder.generate([prompt], max_new_tokens=30, **per_request(options, request))
+        assert alone.tokens[0] == together.tokens[request]
+
+
+def test_min_score_and_sync_every_change_no_token(decoder):
+    expected = decoder.generate(PROMPTS, max_new_tokens=30).tokens
+    pruned = decoder.generate(PROMPTS, max_new_tokens=30, min_score=0.05)
+    assert pruned.tokens == expected
+    assert pruned.statistics.nodes_per_step < 32
+    seldom = decoder.generate(PROMPTS, max_new_tokens=30, sync_every=4)
+    assert seldom.tokens == expected
+
+
+def test_stop_token_inside_an_accepted_run(decoder):
+    (tokens,) = decoder.generate([PROMPTS[2]], max_new_tokens=24).tokens
+    for stop in set(tokens):
+        (cut,) = decoder.generate([PROMPTS[2]], max_new_tokens=24, stop=[stop]).tokens
+        assert cut == tokens[: tokens.index(stop) + 1]
+
+
+def test_requests_that_finish_early_leave_the_others_alone(decoder):
+    free = decoder.generate(PROMPTS, max_new_tokens=40).tokens
+    stop = free[0][3]
+    for request, tokens in enumerate(
+        decoder.generate(PROMPTS, max_new_tokens=40, stop=[stop]).tokens
+    ):
+        end = free[request].index(stop) if stop in free[request] else 40
+        assert tokens == free[request][: end + 1]
+
+
+def test_streaming_and_statistics_agree_with_the_result(decoder):
+    seen = [[] for _ in PROMPTS]
+    out = decoder.generate(
+        PROMPTS, max_new_tokens=30, on_tokens=lambda request, tokens: seen[request].append(tokens)
+    )
+    assert [list(itertools.chain(*parts)) for parts in seen] == out.tokens
+    statistics = out.statistics
+    assert statistics.steps == sum(len(parts) - 1 for parts in seen) == sum(statistics.accepted)
+    assert statistics.tokens == sum(map(len, out.tokens)) - len(PROMPTS)
+    assert statistics.acceptance_by_depth == sorted(statistics.acceptance_by_depth, reverse=True)
+    assert set(statistics.seconds) == {"prefill", "draft", "verify", "draw", "accept", "host"}
+
+
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_max_new_tokens_is_exact(decoder, length):
+    out = decoder.generate(PROMPTS, max_new_tokens=length)
+    assert [len(tokens) for tokens in out.tokens] == [length] * len(PROMPTS)
+
+
+def test_the_model_keeps_its_own_attention(decoder):
+    before = decoder.model.config._attn_implementation
+    decoder.generate(PROMPTS, max_new_tokens=4)
+    assert decoder.model.config._attn_implementation == before
+
+
+@torch.inference_mode()
+def test_a_step_never_stops_the_host():
+    """On the meta device tensors have no values: whatever reads one, raises."""
+    with pytest.raises(RuntimeError):
+        torch.ones(1, device="meta").item()
+    target = TransformersTarget(tiny_model().to("meta"))
+    bound = tiny_draft().to("meta").bind(target.embedding, target.lm_head)
+    target.feature_layers = bound.feature_layers
+    sampling = Sampling(temperature=0.5, top_p=0.9)
+    state = prefill(target, [[1, 2, 3], [4]], sampling, [3], max_new_tokens=20, room=40)
+    for draft in (None, bound):
+        tokens, counts, tree = step(target, draft, state, 12, 0.1, lambda phase: nullcontext())
+        assert tokens.shape == (2, max_depth(draft) + 1) and counts.shape == (2,)
+        assert tree.tokens.shape == (2, 1 if draft is None else 12)
+
+
+VOCAB, REQUESTS, RUNS, PROMPT = 5, 8_000, 6, [1, 3, 2]
+TEMPERATURE = 0.9
+
+
+def next_probabilities(model, prefixes):
+    logits = model(torch.tensor(prefixes)).logits[:, -1].double()
+    return (logits / TEMPERATURE).softmax(-1)
+
+
+@torch.inference_mode()
+def test_sampled_text_has_the_distribution_of_the_target():
+    """144,000 draws: the joint distribution of the first three tokens, by chi-square."""
+    model = tiny_model(vocab_size=VOCAB)
+    draft = tiny_draft(vocab_size=VOCAB, num_heads=2)
+    target = TransformersTarget(model)
+    target.feature_layers = (1,)
+    bound = draft.bind(target.embedding, target.lm_head)
+    counts, steps = torch.zeros(VOCAB, VOCAB, VOCAB), 0
+    for run in range(RUNS):
+        seeds = list(range(run * REQUESTS, (run + 1) * REQUESTS))
+        sampling = Sampling(temperature=TEMPERATURE, seed=seeds)
+        out = generate(
+            target, bound, [PROMPT] * REQUESTS, max_new_tokens=3, num_nodes=6, sampling=sampling
+        )
+        index = torch.tensor(out.tokens).T
+        counts.index_put_(tuple(index), torch.ones(REQUESTS), accumulate=True)
+        steps += out.statistics.steps
+    assert steps < 1.7 * RUNS * REQUESTS  # often both tokens of a request in one
+    expected = torch.ones(1, dtype=torch.float64)
+    prefixes = [PROMPT]
+    for _ in range(3):
+        expected = (expected[:, None] * next_probabilities(model, prefixes)).flatten()
+        prefixes = [[*prefix, token] for prefix in prefixes for token in range(VOCAB)]
+    statistic, limit = chi_square(counts.flatten(), expected)
+    assert statistic < limit
+
+
+@torch.inference_mode()
+def test_negative_control_shared_noise_with_rejection_fails_the_same_test():
+    """p/q rejection of a draft that shares the target's noise is biased: the test sees it."""
+    model = tiny_model(vocab_size=VOCAB)
+    p = next_probabilities(model, [PROMPT])[0].float()
+    q = p * torch.tensor([0.1, 3.0, 3.0, 3.0, 0.8])  # the draft misjudges all of them differently
+    q /= q.sum()
+    seeds = torch.arange(RUNS * REQUESTS)
+    noise = gumbel(seeds, torch.full_like(seeds, len(PROMPT)), torch.arange(VOCAB))
+    drafted = (q.log() + noise).argmax(-1)
+    accepted = uniform(seeds, torch.zeros_like(seeds), torch.zeros(1, dtype=torch.int64), 1)[:, 0]
+    accepted = accepted < (p / q)[drafted]
+    redrawn = ((p - q).clamp(min=0).log() + noise).argmax(-1)
+    tokens = torch.where(accepted, drafted, redrawn)
+    statistic, limit = chi_square(torch.bincount(tokens, minlength=VOCAB).float(), p.double())
+    assert statistic > limit
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"prompts": []}, "prompts must hold at least one prompt"),
+        ({"prompts": [[1], []]}, "prompt 1 must hold at least one token"),
+        ({"prompts": [[1, 64]]}, "prompt 0 must hold ids from 0 to 63, got 1 to 64"),
+        ({"prompts": [[1] * 250]}, r"context of 256 tokens, got 250 \+ 10"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"num_nodes": 0}, "num_nodes must be at least 1, got 0"),
+        ({"num_nodes": 257}, "num_nodes must be at most 256, got 257"),
+        ({"sync_every": 0}, "sync_every must be at least 1, got 0"),
+        ({"temperature": -1.0}, "temperature must be from 0.0 to inf, got -1.0"),
+        ({"temperature": [1.0, 2.0]}, "temperature must be one number or 1"),
+        ({"top_p": 1.5}, r"top_p must be from .* to 1\.0, got 1\.5"),
+        ({"top_k": -1}, "top_k must be from 0"),
+        ({"min_p": 2.0}, "min_p must be from 0.0 to 1.0, got 2.0"),
+    ],
+)
+def test_errors(decoder, options, message):
+    arguments = {"prompts": [[1, 2]], "max_new_tokens": 10} | options
+    with pytest.raises(ValueError, match=message):
+        decoder.generate(**arguments)
+
+
+def test_a_draft_for_another_target_is_refused():
+    with pytest.raises(ValueError, match=r"vocabulary size 50, got .* 64"):
+        SpeculativeDecoder(tiny_model(), None, tiny_draft(vocab_size=50))
+
+
+def test_an_unsupported_architecture_is_refused():
+    model = tiny_model()
+    model.config.model_type = "gpt2"
+    with pytest.raises(ValueError, match=r"model_type must be one of llama.*, got 'gpt2'"):
+        SpeculativeDecoder(model, None, None)

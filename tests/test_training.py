@@ -1,0 +1,194 @@
+"""Training a draft for a tiny random model: the whole pipeline, interrupted and resumed."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_draft, tiny_model
+
+from dspark_kernels.heads import DraftModel
+from dspark_kernels.training import TrainConfig, train
+from dspark_kernels.training.calibration import calibration_error, fit_lookup, true_path_log_probs
+from dspark_kernels.training.data import continue_prompts, read_prompts
+from dspark_kernels.training.objective import half_distillation
+from dspark_kernels.training.replay import propose, replay, tokens_per_step
+from dspark_kernels.training.store import Continuation, Segments, read_shards
+from dspark_kernels.training.train import Trainer
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bitwise equal runs need the same order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "prompts.jsonl"
+    with path.open("w") as file:
+        for number in range(24):
+            tokens = torch.randint(64, (3 + number % 4,), generator=generator).tolist()
+            record = {"tokens": tokens, "category": "even" if number % 2 else "odd"}
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+def settings(prompts, out, **options):
+    return TrainConfig(
+        model="tiny", prompts=str(prompts), out=str(out), steps=12, max_new_tokens=24,
+        generation_batch=8, held_out=0.3, num_heads=3, num_candidates=8, feature_layers=(1,),
+        feature_size=8, rank=8, draft_vocab_size=48, segments=8, segment_length=4, frequent=16,
+        negatives=16, checkpoint_every=5, **options,
+    )  # fmt: skip
+
+
+def test_pipeline_makes_a_draft_that_predicts_better(prompts, tmp_path):
+    model = tiny_model()
+    draft = train(settings(prompts, tmp_path / "out"), model)
+    report = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert report["training"]["steps"] == 12
+    assert set(report["held_out_tokens_per_step"]["total"]) == {"chain", "8", "16", "32", "64"}
+    loaded = DraftModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(loaded.calibration, draft.calibration)
+    assert torch.equal(loaded.draft_vocab, draft.draft_vocab)
+    assert torch.equal(loaded.lookup.table, draft.lookup.table)
+
+
+def test_interrupted_training_continues_to_the_same_result(prompts, tmp_path, monkeypatch):
+    model = tiny_model()
+    whole = train(settings(prompts, tmp_path / "whole", rollout_from=0.4), model)
+    step = Trainer.train_step
+
+    def interrupted(trainer):
+        if trainer.step == 8:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(prompts, tmp_path / "parts", rollout_from=0.4), model)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    resumed = train(settings(prompts, tmp_path / "parts", rollout_from=0.4), model)
+    for (name, expected), actual in zip(
+        whole.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(expected, actual), name
+
+
+def test_kept_states_are_those_which_drew_the_tokens(prompts):
+    from dspark_kernels.integrations.transformers import TransformersTarget
+
+    model = tiny_model()
+    target = TransformersTarget(model)
+    target.feature_layers = (1,)
+    chosen = read_prompts(prompts, None, sampled=0.0)[:3]
+    with torch.inference_mode():
+        results = list(continue_prompts(target, chosen, 9, stop=[5]))
+        for prompt, (tokens, states) in zip(chosen, results, strict=True):
+            text = torch.tensor([prompt.tokens + tokens])
+            out = model(text, output_hidden_states=True)
+            drew = slice(len(prompt.tokens) - 1, -1)
+            assert out.logits[0, drew].argmax(-1).tolist() == tokens
+            for layer, state in ((2, states[:, 0]), (1, states[:, 1])):
+                expected = out.hidden_states[layer][0, drew]
+                torch.testing.assert_close(state.float(), expected, atol=0.03, rtol=0.02)
+
+
+def test_half_distillation_has_the_gradient_of_its_definition():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 11, requires_grad=True)
+    teacher, target = torch.randn(5, 11).softmax(-1), torch.randint(11, (5,))
+    weight = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0])
+    loss = half_distillation(logits, teacher, target, weight, 0.3)
+    log_probs = logits.log_softmax(-1)
+    hard = F.nll_loss(log_probs, target, reduction="none")
+    soft = -(teacher * log_probs).sum(-1)
+    expected = (weight * (0.7 * hard + 0.3 * soft)).sum()
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+def random_continuation(length=40, period=7):
+    torch.manual_seed(3)
+    tokens = torch.randint(64, (period,)).tolist() * (length // period + 1)
+    return Continuation(
+        "a", "a", "x", 0.0, [1, 2, 3], tokens[:length], torch.randn(length, 2, 32).bfloat16()
+    )
+
+
+def test_true_path_scores_are_those_of_the_tree():
+    """Training and `glm_tree` score a path alike: the product of its q."""
+    model, draft = tiny_model(), tiny_draft(lookup_paths=0, num_candidates=64)
+    bound = draft.bind(model.get_input_embeddings().weight, model.lm_head.weight)
+    item = random_continuation()
+    log_probs, is_true, _ = true_path_log_probs(bound, item)
+    survival = (log_probs * is_true).sum(-1).cumsum(1).exp()  # [B, H]
+    tree = propose(bound, item, torch.arange(len(item.tokens) - 1), 256, lookup=False)
+    compared = 0
+    for row in range(len(item.tokens) - 3):
+        node = 0
+        for depth in range(3):
+            children = (tree.parents[row] == node) & (tree.depths[row] == depth + 1)
+            match = (children & (tree.tokens[row] == item.tokens[row + depth + 1])).nonzero()
+            if not len(match):
+                break
+            node = int(match[0])
+            torch.testing.assert_close(tree.scores[row, node], survival[row, depth])
+            compared += 1
+    assert compared > 10
+
+
+def test_replay_with_a_certain_lookup_accepts_its_paths():
+    model, draft = tiny_model(), tiny_draft()
+    draft.lookup.table[:, 1:] = 1.0
+    bound = draft.bind(model.get_input_embeddings().weight, model.lm_head.weight)
+    item = random_continuation()
+    result = replay(bound, item, budgets=(16,))
+    assert (result.accepted["16"][8:29] == 7).all()  # a path ends where the history does
+    tokens, steps = result.tokens_and_steps("16")
+    assert tokens == 39 and steps < 15
+    assert tokens_per_step([result])["x"]["16"] == tokens / steps
+
+
+def test_lookup_table_is_the_observed_survival():
+    window = {"max_ngram": 2, "min_ngram": 1, "num_paths": 2, "path_length": 3}
+    table = fit_lookup(window, [random_continuation()], max_new_tokens=100, prior=0.0)
+    assert table.shape == (2, 3, 3)
+    assert (table[:, 0] == 0).all()
+    assert table[0, 2, 0] == 1.0  # the continuation is periodic
+
+
+def test_calibration_error_of_honest_and_of_overconfident_scores():
+    torch.manual_seed(0)
+    probs = torch.rand(20000, dtype=torch.float64)
+    assert calibration_error(probs, torch.rand(20000) < probs) < 0.02
+    assert calibration_error(probs, torch.rand(20000) < probs**3) > 0.15
+
+
+def test_segments_are_parts_of_continuations(prompts, tmp_path):
+    item = random_continuation()
+    batch = Segments([item], 4, 3).draw(32, torch.Generator().manual_seed(0))
+    assert batch.hidden.shape == (32, 7, 32) and batch.layers.shape == (32, 7, 32)
+    for tokens, hidden in zip(batch.tokens, batch.hidden, strict=True):
+        start = (item.states[:, 0] == hidden[0]).all(-1).nonzero()[0, 0]
+        expected = item.tokens[start : start + 7]
+        assert tokens.tolist() == expected + [-1] * (7 - len(expected))
+
+
+def test_errors(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "hello"}\n')
+    with pytest.raises(ValueError, match=r"line 1 must have `prompt`, `messages` or `tokens`"):
+        read_prompts(path, None)
+    path.write_text("")
+    with pytest.raises(ValueError, match="at least one prompt"):
+        read_prompts(path, None)
+    assert read_shards(tmp_path, 32, 1) == []
+    assert math.isfinite(calibration_error(torch.zeros(1), torch.zeros(1)))

@@ -1,0 +1,67 @@
+"""A random model of the Llama architecture and a random draft, small enough for exact checks."""
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from dspark_kernels.heads import DraftConfig, DraftModel
+
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "eos_token_id": None,
+    "bos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+CONFIGS = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+}
+
+
+def tiny_model(vocab_size=64, seed=0, model_type="llama", **options):
+    """A float32 model with weights large enough that its next token depends on the context."""
+    torch.manual_seed(seed)
+    config = CONFIGS[model_type](vocab_size=vocab_size, **SIZES, **options)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+    return model
+
+
+def tiny_draft(vocab_size=64, seed=1, **options):
+    """A draft with random weights for `tiny_model`, with scores for the paths of its context."""
+    torch.manual_seed(seed)
+    sizes = {"num_heads": 3, "num_candidates": min(16, vocab_size), "feature_size": 8, "rank": 8}
+    config = DraftConfig(
+        hidden_size=SIZES["hidden_size"], vocab_size=vocab_size,
+        num_layers=SIZES["num_hidden_layers"], feature_layers=[1], **(sizes | options),
+    )  # fmt: skip
+    draft = DraftModel(config)
+    if draft.lookup is not None:
+        length = torch.arange(1, config.lookup_length + 1)
+        draft.lookup.table[:, 1:] = 0.6 ** length.float()
+    return draft
+
+
+def tiny_tokenizer(vocab_size=300):
+    """A byte-level tokenizer with a chat template and an end-of-text token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate(["<end>", *alphabet])}
+    vocab |= {f"<{index}>": index for index in range(len(vocab), vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{{ '\n' }}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", chat_template=template
+    )
