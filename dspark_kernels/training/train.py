@@ -194,10 +194,11 @@ def check_same_settings(config: TrainConfig, work: Path) -> None:
     if path.exists():
         before = json.loads(path.read_text())
         for name, value in json.loads(json.dumps(now)).items():
-            if name not in ("out", "device", "minutes") and before.get(name) != value:
+            old = before.get(name)
+            if name not in ("out", "device", "minutes") and old != value:
                 raise ValueError(
-                    f"out: {config.out} holds a training with {name} {before.get(name)}, got {value}; "
-                    "use another folder, or the same settings to continue"
+                    f"out: {config.out} holds a training with {name} {old}, got {value}; use "
+                    "another folder, or the same settings to continue"
                 )
     work.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(now))
