@@ -83,7 +83,7 @@ def compile_file(command: list[str], source: Path, target: Path) -> None:
         files = dependencies(Path(f"{target}.d"))
         if all(file.exists() and file.stat().st_mtime <= built for file in files):
             return
-    print(stamp, flush=True)
+    print(f"compiling {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     recipe.unlink(missing_ok=True)
     subprocess.run(command, check=True)
@@ -104,7 +104,7 @@ class BuildNative(build_ext):
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
         if os.environ.get("DSPARK_SANITIZE") == "1":
-            host += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+            host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
             link += ["-lasan", "-lubsan"]
         jobs = []
         for source in map(Path, ext.sources):
