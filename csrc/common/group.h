@@ -6,6 +6,7 @@
 //   T min(T), T max(T)           over all members, the result in all of them
 //   int scan(int n, int* total)  the sum over the members before this one, and over all
 //   int add(int* counter, int n) atomic; returns the value before
+//   void lower(int* slot, int n) atomic; *slot becomes n if that is less
 //
 // All members call the collectives (sync, min, max, scan) together. Variables are a member's own;
 // what is shared lies behind pointers, in scratch memory that the caller provides. Groups that do

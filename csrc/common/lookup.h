@@ -10,6 +10,16 @@ struct LookupOptions {
   int max_ngram, min_ngram, num_paths, path_length;
 };
 
+struct ContextLookup {     // all requests
+  const int64_t* history;  // [B, S]
+  int64_t stride;
+  const int32_t* lengths;  // [B]
+  int capacity;
+  LookupOptions options;
+  int64_t* paths;         // [B, num_paths, path_length]
+  int32_t* match_length;  // [B, num_paths]
+};
+
 struct LookupScratch {
   int found;
   int ends[kMaxPaths];
@@ -85,6 +95,17 @@ DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int len
     g.sync();
     previous = best;
   }
+}
+
+// matches: room for p.capacity numbers.
+template <class G>
+DSPARK_HOST_DEVICE void context_lookup_request(G& g, const ContextLookup& p, int64_t b,
+                                               LookupScratch& scratch, int64_t* matches) {
+  const int given = p.lengths[b] < 0 ? 0 : p.lengths[b];
+  const int length = given < p.capacity ? given : p.capacity;
+  const int64_t row = b * p.options.num_paths;
+  find_continuations(g, p.history + b * p.stride, length, p.options, scratch, matches,
+                     p.paths + row * p.options.path_length, p.match_length + row);
 }
 
 }  // namespace dspark

@@ -1,5 +1,5 @@
-// Four floats as the Vector of a group whose members are lanes themselves: a CUDA thread, or a fiber
-// that stands for one in tests. See common/group.h for what each function does.
+// Four floats as the Vector of a group whose members are lanes themselves: a CUDA thread, or a
+// fiber that stands for one in tests. See common/group.h for what each function does.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/group.h"
-#include "cpu/types.h"
+#include "common/types.h"
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
@@ -28,9 +28,9 @@ DSPARK_FORCE_INLINE Out for_lanes4(const F& f) {
   return {f(0), f(1), f(2), f(3)};
 }
 
-#define DSPARK_FLOAT4_OPERATOR(Out, op)                                         \
-  DSPARK_FORCE_INLINE Out operator op(const Float4& a, const Float4& b) {       \
-    return for_lanes4<Out>([&](int i) { return a.lane[i] op b.lane[i]; });      \
+#define DSPARK_FLOAT4_OPERATOR(Out, op)                                    \
+  DSPARK_FORCE_INLINE Out operator op(const Float4& a, const Float4& b) {  \
+    return for_lanes4<Out>([&](int i) { return a.lane[i] op b.lane[i]; }); \
   }
 DSPARK_FLOAT4_OPERATOR(Float4, +)
 DSPARK_FLOAT4_OPERATOR(Float4, -)
