@@ -48,7 +48,7 @@ DSPARK_HOST_DEVICE int64_t draw_residual(G& g, const LogitsRow<T>& p_row, const 
     const V noise = G::gumbel(seed, position, i, Stream::kResidual);
     const V score = G::select(weight > zero, G::log(weight) + noise, G::splat(-INFINITY));
     if (G::bits(score > G::splat(best)) == 0) continue;
-    float scores[G::kWidth];
+    alignas(16) float scores[G::kWidth];
     G::store(scores, score);
     for (int k = 0; k < G::kWidth; ++k) {
       if (scores[k] > best) {

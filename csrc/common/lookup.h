@@ -47,8 +47,9 @@ DSPARK_HOST_DEVICE bool same_continuation(const int64_t* history, int length, in
   return true;
 }
 
-// G::kScan tokens are compared at once. matches: room for `length` numbers; paths
-// [num_paths, path_length] and match_length [num_paths] are the outputs.
+// A member compares G::kScan tokens at once, which lie the size of the group apart. matches: room
+// for `length` numbers; paths [num_paths, path_length] and match_length [num_paths] are the
+// outputs.
 template <class G>
 DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int length,
                                            const LookupOptions& options, LookupScratch& scratch,
@@ -57,10 +58,12 @@ DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int len
   if (g.lane() == 0) scratch.found = 0;
   g.sync();
   // every occurrence as match length · 2^32 + end, so that the best is the largest
-  for (int start = g.lane() * G::kScan; start < length - 1; start += g.size() * G::kScan) {
-    const int stop = start + G::kScan < length - 1 ? start + G::kScan : length - 1;
-    if (!g.contains(history + start, stop - start, history[length - 1])) continue;
-    for (int end = start; end < stop; ++end) {
+  for (int start = g.lane(); start < length - 1; start += g.size() * G::kScan) {
+    const int left = (length - 2 - start) / g.size() + 1;
+    const int count = left < G::kScan ? left : G::kScan;
+    if (!g.contains(history + start, count, history[length - 1])) continue;
+    for (int i = 0; i < count; ++i) {
+      const int end = start + i * g.size();
       const int match = common_suffix<G>(history, length, end, options.max_ngram);
       if (match >= options.min_ngram) {
         matches[g.add(&scratch.found, 1)] = (static_cast<int64_t>(match) << 32) | end;

@@ -126,6 +126,14 @@ struct Vector4Lanes {
   static DSPARK_FORCE_INLINE float fold_max(Vector v) {
     return fmaxf(fmaxf(v.lane[0], v.lane[1]), fmaxf(v.lane[2], v.lane[3]));
   }
+  // All loads come before the first comparison.
+  static DSPARK_FORCE_INLINE bool contains(const int64_t* values, int count, int stride,
+                                           int64_t wanted) {
+    bool found = false;
+    DSPARK_UNROLL
+    for (int i = 0; i < kScan; ++i) found |= i < count && values[i * stride] == wanted;
+    return found;
+  }
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
                                            Stream stream) {
     const Philox words = noise_words(seed, position, token / 4, stream);
