@@ -3,8 +3,21 @@
 #pragma once
 
 #include "common/softmax.h"
+#include "common/types.h"
 
 namespace dspark {
+
+struct ChainReject {  // all requests
+  DType dtype;
+  const int64_t* tokens;
+  const void *draft, *target;
+  int64_t length, vocab, draft_batch_stride, draft_stride, target_batch_stride, target_stride;
+  const float* temperature;
+  const int64_t *seed, *position;
+
+  int64_t* emitted;
+  int32_t* num_emitted;
+};
 
 template <typename T>
 struct ChainInputs {        // of one request
@@ -35,7 +48,7 @@ DSPARK_HOST_DEVICE int64_t draw_residual(G& g, const LogitsRow<T>& p_row, const 
     const V noise = G::gumbel(seed, position, i, Stream::kResidual);
     const V score = G::select(weight > zero, G::log(weight) + noise, G::splat(-INFINITY));
     if (G::bits(score > G::splat(best)) == 0) continue;
-    float scores[G::kWidth];
+    alignas(16) float scores[G::kWidth];
     G::store(scores, score);
     for (int k = 0; k < G::kWidth; ++k) {
       if (scores[k] > best) {
@@ -83,6 +96,21 @@ DSPARK_HOST_DEVICE void reject_chain(G& g, const ChainInputs<T>& in, int64_t* em
   }
   for (int i = kept + 1 + g.lane(); i <= in.length; i += g.size()) emitted[i] = -1;
   g.sync();
+}
+
+template <class G, typename T>
+DSPARK_HOST_DEVICE void chain_reject_request(G& g, const ChainReject& p, int64_t b) {
+  const ChainInputs<T> in{p.tokens + b * p.length,
+                          static_cast<const T*>(p.draft) + b * p.draft_batch_stride,
+                          static_cast<const T*>(p.target) + b * p.target_batch_stride,
+                          p.draft_stride,
+                          p.target_stride,
+                          p.vocab,
+                          static_cast<int>(p.length),
+                          p.temperature[b],
+                          p.seed[b],
+                          p.position[b]};
+  reject_chain(g, in, p.emitted + b * (p.length + 1), p.num_emitted + b);
 }
 
 }  // namespace dspark

@@ -43,7 +43,7 @@ struct GlmWorkspace {
   float* rows_out;     // [R][Cp], transposed rows of table_out
   float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
   float* gates;        // [F][2 Rp]
-  float* states[2];    // [F][Rp] of this level and of the one above
+  float *even, *odd;   // [F][Rp] states of this level and of the one above
   float* keys;         // [Cp] of the level, -inf where a candidate is skipped
   float* scores;       // [F][Cp] of the children, and one per path after them
   int *items, *spare;  // what is selected from: nodes and children
@@ -62,13 +62,15 @@ struct GlmWorkspace {
     rows_out = mix + s.rank * 2 * rank;
     rows_in = rows_out + s.rank * candidates;
     gates = rows_in + nodes * rank;
-    states[0] = gates + nodes * 2 * rank;
-    states[1] = states[0] + nodes * rank;
-    keys = states[1] + nodes * rank;
+    even = gates + nodes * 2 * rank;
+    odd = even + nodes * rank;
+    keys = odd + nodes * rank;
     scores = keys + candidates;
     items = reinterpret_cast<int*>(scores + children);
     spare = items + nodes + children;
   }
+
+  DSPARK_FORCE_INLINE float* states(int level) const { return level % 2 == 0 ? even : odd; }
 };
 
 // The first `left` of kWidth numbers, zeros for the others.
@@ -86,7 +88,7 @@ DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* 
   for (int i = team.index(); i < pitch; i += team.count()) {
     const auto* from = i < count ? row(i) : nullptr;
     for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
-      float numbers[G::kWidth];
+      alignas(16) float numbers[G::kWidth];
       G::store(numbers, from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k));
       for (int j = 0; j < G::kWidth && k + j < depth; ++j) to[(k + j) * pitch + i] = numbers[j];
     }
@@ -150,10 +152,10 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
   const float *gate = in.gate + level * 2 * shape.rank,
               *scale = in.depth_scale + level * shape.rank;
-  const float* above = work.states[(level + 1) % 2];
+  const float* above = work.states(level + 1);
   const V one = G::splat(1.0f), rate = G::splat(1.0f / in.temperature);
   for (int f = team.index(); f < count; f += team.count()) {
-    float *state_row = work.states[level % 2] + f * pitch, *row = work.rows_in + f * pitch;
+    float *state_row = work.states(level) + f * pitch, *row = work.rows_in + f * pitch;
     const float* mixed = work.gates + f * 2 * pitch;
     for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
       const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
