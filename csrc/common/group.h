@@ -19,6 +19,8 @@
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
 //   Mask first_lanes(n)          true for the first n floats
+//   uint32_t float_bits(float), float bits_float(uint32_t)
+//   kExpand                      nodes of a tree expanded at once
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
