@@ -117,9 +117,6 @@ struct Vector4Lanes {
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     return for_lanes4<Mask4>([&](int i) { return i < count; });
   }
-  static DSPARK_FORCE_INLINE Mask known(const int64_t* ids, int count, int64_t vocab) {
-    return for_lanes4<Mask4>([&](int i) { return i < count && ids[i] >= 0 && ids[i] < vocab; });
-  }
   static DSPARK_FORCE_INLINE float fold_sum(Vector v) {
     return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]);
   }

@@ -11,6 +11,8 @@ namespace dspark::DSPARK_ISA {
 struct Fp32Dot {
   using Element = float;
   static constexpr int kPerWord = 1;
+  template <typename T>
+  static constexpr bool kHolds = sizeof(T) == sizeof(float);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) { return a * b + sum; }
 };
 
@@ -18,6 +20,8 @@ struct Fp32Dot {
 struct Bf16Dot {
   using Element = Bf16;
   static constexpr int kPerWord = 2;
+  template <typename T>
+  static constexpr bool kHolds = __is_same(T, Bf16);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
   }
@@ -36,6 +40,34 @@ struct DotOf<Bf16> {
 };
 #endif
 
+// `words` words of a row which has `elements` elements left; zeros beyond. Prefetches as dot_rows.
+template <typename Dot, typename T>
+DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float* to,
+                               ptrdiff_t prefetch = 0) {
+  using Element = typename Dot::Element;
+  constexpr int kElements = Dot::template kHolds<T> ? Dot::kPerWord : 1;  // in a lane
+  const int capacity = words * Dot::kPerWord;
+  const int present = elements < 0 ? 0 : elements < capacity ? (int)elements : capacity;
+  for (int byte = 0; prefetch != 0 && byte < present * (int)sizeof(T); byte += 64) {
+    __builtin_prefetch((const char*)from + byte + prefetch, 0, 2);
+  }
+  for (int i = 0; i < capacity; i += kLanes * kElements) {
+    const int left = present - i;
+    if constexpr (Dot::template kHolds<T>) {
+      T padded[kLanes * kElements] = {};
+      const T* whole = from + i;
+      if (left < kLanes * kElements) {
+        for (int e = 0; e < left; ++e) padded[e] = from[i + e];
+        whole = padded;
+      }
+      store_as((T*)to + i, load_as<Floats>(whole));
+    } else {
+      store((Element*)to + i,
+            left >= kLanes ? load(from + i) : load_first(from + i, left > 0 ? left : 0));
+    }
+  }
+}
+
 constexpr int kLineWords = 16;  // words in a cache line
 #ifdef __AVX512F__
 constexpr int kAccumulators = 24, kMaxVectors = 4;  // of 32 registers
@@ -46,24 +78,25 @@ constexpr int kAccumulators = 12, kMaxVectors = 2;  // of 16 registers
 // Rows of b taken at once against kVectors vectors of rows of a, two sums for each.
 constexpr int rows_at_once(int vectors) { return kAccumulators / 2 / vectors; }
 
-// Brings the next line of kRows rows of b towards the cache.
+// Brings a line of each of kRows rows towards the cache.
 template <int kRows>
 DSPARK_INLINE void prefetch_rows(const char* b, ptrdiff_t b_stride) {
 #pragma GCC unroll 12
   for (int n = 0; n < kRows; ++n) __builtin_prefetch(b + n * b_stride, 0, 2);
 }
 
-// The next two stay functions of their own: inlined, their pointers would not get registers.
+// The next functions are never inlined: their pointers would not get registers.
 
 // c[n][m] (+)= Σ_w a[w][m] · b[n][w] for kVectors vectors of rows m and rows_at_once rows n of b,
 // whose `words` words, a multiple of 16, are contiguous. Even and odd words have sums of their own.
+// The lines `prefetch` bytes ahead are wanted next; 0 for none.
 template <typename Dot, int kVectors>
 DSPARK_NOINLINE void dot_rows(const float* a, const char* b, ptrdiff_t b_stride, int words,
                               float* c, int c_stride, bool accumulate, ptrdiff_t prefetch) {
   constexpr int kRows = rows_at_once(kVectors);
   Floats even[kRows][kVectors] = {}, odd[kRows][kVectors] = {};
   for (int line = 0; line < words; line += kLineWords) {
-    prefetch_rows<kRows>(b + prefetch, b_stride);
+    if (prefetch != 0) prefetch_rows<kRows>(b + prefetch, b_stride);
 #pragma GCC unroll 16
     for (int w = 0; w < kLineWords; ++w) {
       Floats x[kVectors];
@@ -101,7 +134,7 @@ DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_str
   constexpr int kRows = rows_at_once(1);
   Floats sums[kRows] = {};
   for (int line = 0; line < words; line += kLineWords) {
-    prefetch_rows<kRows>(b + prefetch, b_stride);
+    if (prefetch != 0) prefetch_rows<kRows>(b + prefetch, b_stride);
 #pragma GCC unroll 8
     for (int w = 0; w < kLineWords; w += 2) {
       const Floats x = load(a + w / 2 * kLanes);
@@ -118,6 +151,43 @@ DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_str
     float* to = c + n * c_stride;
     const Floats sum = add_pairs(sums[n]);
     store(to, accumulate ? load(to) + sum : sum);
+  }
+}
+
+// Rows of c taken at once by weighted_sums: a power of two which divides kLanes.
+constexpr int rows_of_sums(int vectors) { return kLanes / (vectors == 3 ? 4 : vectors); }
+
+// c[n][m] = c[n][m] · factor[n] + Σ_w a[w][m] · b[w][n] for kVectors vectors m and rows_of_sums
+// rows n, with one word of a row of b for every n.
+template <typename Dot, int kVectors>
+DSPARK_NOINLINE void weighted_sums(const float* a, int a_stride, const float* b, int b_stride,
+                                   int words, const float* factor, float* c, int c_stride) {
+  constexpr int kRows = rows_of_sums(kVectors);
+  Floats sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int n = 0; n < kRows; ++n) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kVectors; ++m) {
+      sums[n][m] = load(c + n * c_stride + m * kLanes) * splat(factor[n]);
+    }
+  }
+  for (int w = 0; w < words; ++w) {
+    Floats x[kVectors];
+#pragma GCC unroll 4
+    for (int m = 0; m < kVectors; ++m) x[m] = load(a + m * kLanes);
+#pragma GCC unroll 16
+    for (int n = 0; n < kRows; ++n) {
+      const Floats y = broadcast32(b + n);
+#pragma GCC unroll 4
+      for (int m = 0; m < kVectors; ++m) sums[n][m] = Dot::multiply_add(x[m], y, sums[n][m]);
+    }
+    a += a_stride;
+    b += b_stride;
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < kRows; ++n) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kVectors; ++m) store(c + n * c_stride + m * kLanes, sums[n][m]);
   }
 }
 

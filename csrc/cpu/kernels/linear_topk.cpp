@@ -67,7 +67,7 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
     const int64_t id = p.id_map ? p.id_map[column + v] : column + v + p.vocab_offset;
     if (id >> 2 != block) {
       block = id >> 2;
-      noise_words(noise.key, block, word);
+      noise_words(noise.key, splat((uint32_t)block), word);
     }
     const Floats score = load(c + v * c_stride);
     const Floats noisy = score / noise.temperature + gumbel(word[id & 3]);
@@ -90,7 +90,7 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
     const int count = end - column < tile ? (int)(end - column) : tile;
     const T* weight = (const T*)p.weight + column * p.weight_stride;
     linear_tile(
-        weight, p.weight_stride, count, tile, layout, p.packed,
+        weight, p.weight_stride, count, layout, p.packed,
         [&](int first_vector, int vectors, float* scores) {
           const int stride = vectors * kLanes;
           for (int m = 0; m < vectors; ++m) {
@@ -98,7 +98,8 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
             float* const c = scores + m * kLanes;
             finish_scores<T>(p, row, column, count, c, stride);
             Floats top = splat(-kInfinity), limit = load(threshold + row);
-            for (int v = 0; v < count; ++v) {
+            int v = 0;
+            for (; v < count; ++v) {
               const Floats score = max(load(c + v * stride), splat(-kInfinity));  // no NaN
               store(c + v * stride, score);
               top = max(score, top);
@@ -111,15 +112,13 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
             store(threshold + row, limit);
 
             const Floats old = load(maximum + row), highest = max(top, old);
-            const Ints finite = (highest < kInfinity) & (highest > -kInfinity);
-            const Floats shift = select(finite, highest, splat(0.0f));
-            Floats even = load(sum + row) * exp(old - shift), odd = {};
-            int v = 0;
-            for (; v + 1 < count; v += 2) {
-              even += exp(load(c + v * stride) - shift);
-              odd += exp(load(c + (v + 1) * stride) - shift);
+            const Floats shift = select(highest > -kInfinity, highest, Floats{}) * kLog2E;
+            Floats even = load(sum + row) * exp2(old * kLog2E - shift), odd = {};
+            for (v = 0; v + 1 < count; v += 2) {
+              even += exp2(load(c + v * stride) * kLog2E - shift);
+              odd += exp2(load(c + (v + 1) * stride) * kLog2E - shift);
             }
-            if (v < count) even += exp(load(c + v * stride) - shift);
+            if (v < count) even += exp2(load(c + v * stride) * kLog2E - shift);
             store(maximum + row, highest);
             store(sum + row, even + odd);
           }
@@ -130,7 +129,7 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
 }  // namespace
 
 LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
-  return with_type(p.dtype, [&](auto type) {
+  return with_float_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
     return LinearTopkSizes{layout.vectors * kLanes, layout.packed_floats(),
                            tile_rows(p.depth * sizeof(type))};
@@ -138,14 +137,15 @@ LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
 }
 
 void linear_topk_pack(const LinearTopk& p) {
-  with_type(p.dtype, [&](auto type) {
+  with_float_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    pack_rows((const T*)p.x, p.x_stride, RowLayout::of<T>(p.rows, p.depth), p.packed);
+    const auto row_of = [&](int64_t row) { return (const T*)p.x + row * p.x_stride; };
+    pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
   });
 }
 
 void linear_topk_task(const LinearTopk& p, int64_t worker, int64_t task) {
-  with_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
+  with_float_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
 }
 
 }  // namespace dspark::DSPARK_ISA

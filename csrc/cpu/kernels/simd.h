@@ -51,6 +51,12 @@ DSPARK_INLINE void store_as(void* to, V value) {
 DSPARK_INLINE Floats splat(float x) { return x - Floats{}; }
 DSPARK_INLINE Words splat(uint32_t x) { return x - Words{}; }
 
+DSPARK_INLINE Ints lane_numbers() {
+  Ints numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
 // One 32-bit or 64-bit word of memory in every lane or pair of lanes.
 DSPARK_INLINE Floats broadcast32(const void* from) {
   return (Floats)splat(load_as<uint32_t>(from));
@@ -152,6 +158,14 @@ DSPARK_INLINE Words round_to_bf16(Floats value) {
   return value == value ? rounded : splat(0x7FC0u);
 }
 
+// Lane i holds element i as bf16 in its low 16 bits.
+DSPARK_INLINE Words load_bf16(const Bf16* from) {
+  return __builtin_convertvector(load_as<Shorts>(from), Words);
+}
+DSPARK_INLINE Words load_bf16(const Fp8* from) { return round_to_bf16(load(from)); }
+
+// Pairs of bf16 numbers: a in the low half of a lane, b in the high half.
+DSPARK_INLINE Floats pack_bf16(Words a, Words b) { return (Floats)(a | b << 16); }
 DSPARK_INLINE void store(Bf16* to, Floats value) {
   store_as(to, __builtin_convertvector(round_to_bf16(value), Shorts));
 }
@@ -184,6 +198,19 @@ DSPARK_INLINE void store_first(T* to, Floats value, int count) {
   T lanes[kLanes];
   store(lanes, value);
   for (int i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// Calls f with a value of the type that `dtype` names: float, Bf16 or Fp16.
+template <typename F>
+DSPARK_INLINE auto with_float_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kBf16:
+      return f(Bf16{});
+    case DType::kFp16:
+      return f(Fp16{});
+    default:
+      return f(float{});
+  }
 }
 
 template <typename T>

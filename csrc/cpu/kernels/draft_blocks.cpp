@@ -1,0 +1,73 @@
+// One pass over a task's rows of the weight, with SiLU and the residual on every tile.
+
+#include "cpu/draft_blocks.h"
+
+#include "cpu/kernels/linear.h"
+#include "cpu/kernels/math.h"
+
+namespace dspark::DSPARK_ISA {
+namespace {
+
+// x · sigmoid(x), with the exponential of -|x| so that it cannot overflow
+DSPARK_INLINE Floats silu(Floats x) {
+  const Ints negative = x < 0.0f;
+  const Floats t = exp2(select(negative, x, -x) * kLog2E);
+  return x * select(negative, t, splat(1.0f)) / (1.0f + t);
+}
+
+template <typename T>
+void run_task(const DraftBlocks& p, int64_t task) {
+  const auto layout = RowLayout::of<T>(p.rows, p.depth);
+  const int tile = tile_rows(p.depth * sizeof(T));
+  const T *bias = (const T*)p.bias, *residual_scale = (const T*)p.residual_scale;
+  const int64_t columns = p.heads * p.dim, begin = task * p.task_rows;
+  const int64_t end = begin + p.task_rows < columns ? begin + p.task_rows : columns;
+  for (int64_t column = begin; column < end; column += tile) {
+    const int count = end - column < tile ? (int)(end - column) : tile;
+    const T* weight = (const T*)p.weight + column * p.depth;
+    const auto finish = [&](int first_vector, int vectors, float* c) {
+      const int stride = vectors * kLanes, first_row = first_vector * kLanes;
+      float scale[kMaxTile];
+      for (int v = 0; v < count; ++v) {
+        scale[v] = residual_scale ? to_float(residual_scale[column + v]) : 1.0f;
+        const Floats shift = splat(to_float(bias[column + v]));
+        for (int m = 0; m < stride; m += kLanes) {
+          store(c + v * stride + m, silu(load(c + v * stride + m) + shift));
+        }
+      }
+      const int left = (int)p.rows - first_row, rows = left < stride ? left : stride;
+      for (int m = 0; m < rows; ++m) {
+        const T* hidden = (const T*)p.hidden + (first_row + m) * p.hidden_stride;
+        T* out = (T*)p.out + (first_row + m) * columns + column;
+        for (int v = 0; v < count; ++v) {
+          const float residual = to_float(hidden[(column + v) % p.dim]) * scale[v];
+          store_first(out + v, splat(residual + c[v * stride + m]), 1);
+        }
+      }
+    };
+    linear_tile(weight, p.depth, count, layout, p.packed, finish);
+  }
+}
+
+}  // namespace
+
+DraftBlocksSizes draft_blocks_sizes(const DraftBlocks& p) {
+  return with_float_type(p.dtype, [&](auto type) {
+    const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
+    return DraftBlocksSizes{layout.packed_floats(), tile_rows(p.depth * sizeof(type))};
+  });
+}
+
+void draft_blocks_pack(const DraftBlocks& p) {
+  with_float_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const auto row_of = [&](int64_t row) { return (const T*)p.features + row * p.features_stride; };
+    pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
+  });
+}
+
+void draft_blocks_task(const DraftBlocks& p, int64_t task) {
+  with_float_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, task); });
+}
+
+}  // namespace dspark::DSPARK_ISA

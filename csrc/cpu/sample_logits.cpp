@@ -1,0 +1,55 @@
+#include "cpu/sample_logits.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+#include <optional>
+
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
+
+namespace dspark {
+namespace {
+
+constexpr const char* kOp = "sample_logits";
+
+Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::optional<Tensor> seed,
+                     std::optional<Tensor> position, std::optional<Tensor> top_k,
+                     std::optional<Tensor> top_p, std::optional<Tensor> min_p) {
+  SampleLogits p{};
+  p.dtype = float_dtype(logits, kOp, "logits");
+  check_shape(logits, {-1, -1}, kOp, "logits", "have shape [M, V]");
+  p.rows = logits.size(0), p.vocab = logits.size(1);
+  check(p.vocab > 0 && p.vocab < std::numeric_limits<int32_t>::max() - 64, kOp, "logits",
+        "have 1 to 2^31 columns", p.vocab);
+  check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
+        "none");
+  const Tensor rows = with_contiguous_rows(logits);
+  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature");
+  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed");
+  const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position");
+  const Optional top_k_(top_k, ScalarType::Int, {p.rows}, kOp, "top_k");
+  const Optional top_p_(top_p, ScalarType::Float, {p.rows}, kOp, "top_p");
+  const Optional min_p_(min_p, ScalarType::Float, {p.rows}, kOp, "min_p");
+  p.logits = rows.const_data_ptr(), p.stride = rows.stride(0);
+  p.temperature = temperature_.data<float>(), p.seed = seed_.data<int64_t>();
+  p.position = position_.data<int64_t>(), p.top_k = top_k_.data<int32_t>();
+  p.top_p = top_p_.data<float>(), p.min_p = min_p_.data<float>();
+
+  Tensor ids = empty({p.rows}, ScalarType::Long);
+  int64_t* out = ids.mutable_data_ptr<int64_t>();
+  const int64_t floats = DSPARK_CALL_CPU_KERNEL(sample_logits_floats, p);
+  const Tensor memory = empty({num_workers(p.rows), floats}, ScalarType::Float);
+  float* scratch = memory.mutable_data_ptr<float>();
+  parallel_tasks(p.rows, [&](int64_t worker, int64_t row) {
+    out[row] = DSPARK_CALL_CPU_KERNEL(sample_logits_row, p, row, scratch + worker * floats);
+  });
+  return ids;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dspark, CPU, m) { m.impl("sample_logits", TORCH_BOX(&sample_logits)); }
+
+}  // namespace dspark

@@ -1,0 +1,53 @@
+// What the launcher and the kernels of tree_attention share.
+
+#pragma once
+
+#include "cpu/isa.h"
+#include "cpu/types.h"
+
+namespace dspark {
+
+constexpr int kMaxNodes = 256;
+constexpr int kGroupRows = 256;  // rows, that is (node, query head) pairs, of one task
+
+struct TreeAttention {
+  DType dtype, cache_dtype;
+  const void *q, *k,
+      *v;  // [batch, nodes, heads, head_dim], [blocks, block_size, kv_heads, head_dim]
+  int64_t q_stride[3], k_stride[3], v_stride[3];
+  int64_t batch, nodes, heads, kv_heads, head_dim, blocks, block_size, blocks_per_request;
+  const int32_t *cache_seqlens, *block_table;  // [batch], [batch, blocks_per_request] or null
+  const int64_t* ancestors;                    // [batch, nodes, ceil(nodes / 64)]
+  const float *k_scale, *v_scale;              // [kv_heads] or null
+  float scale, softcap;
+  int64_t window;
+
+  int64_t groups;    // of kGroupRows rows, for each request and KV head
+  float* scratch;    // [workers, sizes.scratch_floats]
+  float* partial;    // [tasks, sizes.partial_floats]
+  void* out;         // [batch, nodes, heads, head_dim]
+  float* logsumexp;  // [batch, nodes, heads]
+
+  int64_t queries_per_head() const { return heads / kv_heads; }
+  int64_t rows() const { return nodes * queries_per_head(); }
+  int64_t slots() const { return block_size * blocks_per_request; }
+};
+
+// The work on one group of rows over one chunk of slots.
+struct TreeAttentionTask {
+  int64_t request, kv_head, group, begin, end;
+};
+
+struct TreeAttentionSizes {
+  int64_t scratch_floats, partial_floats;
+};
+
+DSPARK_CPU_KERNEL(TreeAttentionSizes tree_attention_sizes(const TreeAttention& p))
+// Writes partial number `index`: sums weighted relative to the chunk's own maximum.
+DSPARK_CPU_KERNEL(void tree_attention_task(const TreeAttention& p, const TreeAttentionTask& task,
+                                           int64_t index, int64_t worker))
+// Merges the partials first .. last - 1, the chunks of one group.
+DSPARK_CPU_KERNEL(void tree_attention_merge(const TreeAttention& p, const TreeAttentionTask& task,
+                                            int64_t first, int64_t last))
+
+}  // namespace dspark
