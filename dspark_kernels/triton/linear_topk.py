@@ -1,9 +1,9 @@
 """`linear_topk`: x·Wᵀ, noise, top-k and logsumexp in one pass over W.
 
-A persistent grid: every program owns equally many equally tall tiles of W, keeps one running top
-list and logsumexp per row of x, and `merge_partials` merges what the programs found. A tile's logits
-pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at a time: that
-bounds the registers of the noise, whatever the tile.
+A persistent grid: every program owns equally many equally tall tiles of W, and keeps one running
+top list and logsumexp per row of x; `merge_partials` merges what the programs found. The logits of
+a tile pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at
+a time: that bounds the registers of the noise, whatever the tile.
 
 Above the crossover the logits of a chunk of the vocabulary exist at a time: a plain product, then
 `logits_topk`.
@@ -35,7 +35,7 @@ def _linear_topk_kernel(
     rows = tl.program_id(0) * BLOCK_M + column
     known = tl.minimum(rows, M - 1).to(tl.int64)
     block = (tl.program_id(0) * programs + program).to(tl.int64)
-    scratch_ptr += block * BLOCK_V * BLOCK_M + column[None, :]  # [BLOCK_V, BLOCK_M]
+    scratch_ptr += block * BLOCK_M * BLOCK_V + column[None, :] * BLOCK_V  # V contiguous
     offset, slice_offset = tl.arange(0, BLOCK_V), tl.arange(0, SLICE)
     top, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
     for index in range(program, tl.cdiv(V, tile_rows), programs):
@@ -44,13 +44,13 @@ def _linear_topk_kernel(
             weight_ptr, weight_stride, first + offset, offset < tl.minimum(tile_rows, V - first),
             x_ptr, x_stride, known, D, BLOCK_D,
         )  # fmt: skip
-        tl.store(scratch_ptr + offset[:, None] * BLOCK_M, product)
+        tl.store(scratch_ptr + offset[:, None], product)
         tl.debug_barrier()
         for start in range(0, tile_rows, SLICE):
             place = start + slice_offset
             tokens = first + place
             valid = (place < tile_rows) & (tokens < V)
-            logits = tl.load(scratch_ptr + place[:, None] * BLOCK_M, valid[:, None], other=0.0)
+            logits = tl.load(scratch_ptr + place[:, None])
             if bias_ptr is not None:
                 logits += tl.load(bias_ptr + tokens, valid, other=0.0).to(tl.float32)[:, None]
             top, maximum, total = add_tile(
@@ -71,7 +71,7 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     programs, tile_rows = balanced_tiles(
         vocabulary, block_v, device.sms * chosen.per_sm // max(1, grid_rows)
     )
-    scratch = x.new_empty(grid_rows, programs, block_v, block_m, dtype=torch.float32)
+    scratch = x.new_empty(grid_rows, programs, block_m, block_v, dtype=torch.float32)
     packed = x.new_empty(programs, rows, k, dtype=torch.int64)
     logsumexp = x.new_empty(programs, rows, dtype=torch.float32)
     _linear_topk_kernel[grid_rows, programs](

@@ -8,7 +8,7 @@ from .config import device_of, tile
 from .topk import add_tile, empty_results, store_part
 
 
-@triton.jit(do_not_specialize=["M", "V", "first", "part"])
+@triton.jit(do_not_specialize=["M", "first", "part"])
 def _logits_topk_kernel(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, floor_ptr,
     packed_ptr, lse_ptr, M, V, logits_stride, first, part, vocab_offset,

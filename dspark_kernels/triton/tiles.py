@@ -1,30 +1,107 @@
-"""The table of tiles: (op, dtype class, compute capability) -> entries in ascending order.
+"""The table of tiles: (op, dtype class, compute capability) -> entries; the first that fits serves.
 
-An entry is (size limits, block sizes, warps, stages, programs per SM); the size limits are those of
-linear_topk (M, k), logits_topk (k,), draft_blocks (B,), tree_attention (query rows per KV head, E).
+An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
+KV head, E) for tree_attention.
 
-Not measured: chosen on paper and checked by compiling (`tests/test_triton_aot.py`).
+Not measured: chosen on paper, and checked by compiling (`tests/test_triton_aot.py`).
 """
 
+ANY = 1 << 30
+
+# rows up to which linear_topk reads the weight once instead of multiplying in chunks
 CROSSOVER = {80: 64, 90: 64, 100: 64}
 
 TILES = {
     ("linear_topk", "half", 80): [
-        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 4, 1),
-        ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 3, 1),
-        ((64, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 8, 3, 1),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 3, 2),
+        ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 3, 2),
+        ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 8, 3, 1),
+    ],
+    ("linear_topk", "half", 90): [
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 4, 3, 2),
+        ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 4, 2),
+        ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 16}, 4, 4, 2),
+    ],
+    ("linear_topk", "half", 100): [
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 4, 3, 2),
+        ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 4, 2),
+        ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 16}, 4, 4, 2),
     ],
     ("linear_topk", "single", 80): [
-        ((64, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 4, 3, 2),
+        ((ANY, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 8, 3, 1),
     ],
-    ("logits_topk", "single", 80): [
-        ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
+    ("linear_topk", "single", 90): [
+        ((ANY, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 8, 3, 1),
+    ],
+    ("linear_topk", "single", 100): [
+        ((ANY, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 8, 3, 1),
+    ],
+    ("logits_topk", "single", 80): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
+    ("logits_topk", "single", 90): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
+    ("logits_topk", "single", 100): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
+    ("sample_logits", "single", 80): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
+    ("sample_logits", "single", 90): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
+    ("sample_logits", "single", 100): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
+    ("draft_blocks", "half", 80): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 1),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 3, 2),
+    ],
+    ("draft_blocks", "half", 90): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 4, 2),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+    ],
+    ("draft_blocks", "half", 100): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 4, 2),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+    ],
+    ("draft_blocks", "single", 80): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+    ],
+    ("draft_blocks", "single", 90): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+    ],
+    ("draft_blocks", "single", 100): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("tree_attention", "half", 80): [
-        ((16, 256), {"BLOCK_M": 16, "BLOCK_N": 64}, 2, 3, 4),
-        ((64, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 2),
-        ((1024, 256), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 2, 1),
+        ((32, 128), {"BLOCK_M": 32, "BLOCK_N": 64}, 4, 2, 2),
+        ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),
+        ((ANY, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 8, 2, 1),
     ],
-    ("tree_attention", "fp8", 80): [((1024, 256), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2, 2)],
-    ("tree_attention", "single", 80): [((1024, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 4, 2, 2)],
+    ("tree_attention", "half", 90): [
+        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 3, 2),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 3, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
+    ],
+    ("tree_attention", "half", 100): [
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
+    ],
+    ("tree_attention", "fp8", 80): [  # needs capability 8.9
+        ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),
+        ((ANY, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 8, 2, 1),
+    ],
+    ("tree_attention", "fp8", 90): [
+        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4, 2),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 64}, 8, 4, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
+    ],
+    ("tree_attention", "fp8", 100): [
+        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4, 2),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
+        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
+    ],
+    ("tree_attention", "single", 80): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
+    ("tree_attention", "single", 90): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
+    ("tree_attention", "single", 100): [
+        ((ANY, 128), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
+        ((ANY, 256), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+    ],
 }

@@ -13,19 +13,28 @@ LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
 
 @triton.jit
+def ordered_bits(x):
+    """int32 in the order of the float32 (not NaN) they are made of; -0.0 like 0.0."""
+    bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def value_of(ordered):
+    """The float32 with these ordered bits."""
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def pack(scores, ids):
     """Float32 scores (not NaN) and int64 ids -> int64, ordered by score and then by lower id."""
-    bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # -0.0 ties with 0.0
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (0xFFFFFFFF - ids)
+    return (ordered_bits(scores).to(tl.int64) << 32) | (0xFFFFFFFF - ids)
 
 
 @triton.jit
 def unpack(packed):
     """The float32 scores and int64 ids of packed values."""
-    ordered = (packed >> 32).to(tl.int32)
-    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-    return scores, 0xFFFFFFFF - (packed & 0xFFFFFFFF)
+    return value_of((packed >> 32).to(tl.int32)), 0xFFFFFFFF - (packed & 0xFFFFFFFF)
 
 
 @triton.jit

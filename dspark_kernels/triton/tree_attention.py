@@ -1,10 +1,10 @@
 """`tree_attention`: split-KV attention of tree nodes, with a mask on the tail only.
 
-The query heads of a KV group and the nodes are packed into the rows of a tile, node-major, so that a
-tile of the cache is read once for all of them. Every program owns a share of the prefix, which needs no
-mask; the last one adds the tail, with one ancestor word per row and tile of 64 nodes. The shares are
-merged by a second kernel rather than by the last program to arrive: that needs no counters to reset,
-and its result does not depend on the order of arrival.
+The query heads of a KV group and the nodes are packed into the rows of a tile, node-major, so that
+a tile of the cache is read once for all of them. Every program owns a share of the prefix, which
+needs no mask; the last one adds the tail, with one ancestor word per row and tile of nodes. The
+shares are merged by a second kernel rather than by the last program to arrive: that needs no counters
+to reset between launches.
 """
 
 import math
@@ -48,7 +48,7 @@ def _attend(
 ):  # fmt: skip
     """Online softmax over the cache slots [BLOCK_N]; scores are in units of log 2.
 
-    Slots that are not valid [BLOCK_N] are never read, others count where visible [BLOCK_M, BLOCK_N].
+    Slots that are not valid [BLOCK_N] are never read; others count where visible [.., BLOCK_N].
     """
     column = tl.arange(0, q.shape[1])
     block, place = tl.zeros(slots.shape, tl.int64), slots.to(tl.int64)
@@ -133,7 +133,7 @@ def _tree_attention_kernel(
             BLOCK_SIZE, E, SOFTCAP,
         )  # fmt: skip
     if split == splits - 1:
-        for start in range(0, N, TAIL):
+        for start in tl.range(0, N, TAIL, num_stages=1):
             other = start + tl.arange(0, TAIL)  # the nodes in the columns
             valid = (other < N) & (seqlen + other < capacity)
             word = tl.load(node_words + start // 64)
@@ -186,7 +186,7 @@ def _merge_splits_kernel(
 
 
 def split_count(programs: int, slots: int, places: int) -> int:
-    """The fewest splits that fill the GPU's `places` at least 85 % as well as the best number does."""
+    """The fewest splits that fill the GPU's `places` at least 85 % as well as the best number."""
     most = max(1, min(MAX_SPLITS, slots // MIN_SLOTS))
     waves = [programs * splits / places for splits in range(1, most + 1)]
     efficiency = [wave / math.ceil(wave) for wave in waves]
@@ -228,6 +228,9 @@ def tree_attention(
         parts = q.new_empty(splits, *out.shape, dtype=torch.float32)
         parts_lse = q.new_empty(splits, *lse.shape, dtype=torch.float32)
     block_e = max(16, triton.next_power_of_2(head_dim))
+    options = chosen.options()
+    if block_table is not None:  # a cache tile waits for its block ids: twice the distance
+        options["num_stages"] = 2 * chosen.num_stages - 1
     with torch.cuda.device_of(q):
         _tree_attention_kernel[*grid, splits](
             q, k_cache, v_cache, cache_seqlens, ancestors, block_table, k_scale, v_scale,
@@ -236,7 +239,8 @@ def tree_attention(
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
             WORDS=ancestors.shape[2], BLOCK_SIZE=block_size, MAX_BLOCKS=max_blocks,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
-            TAIL=min(64, max(16, triton.next_power_of_2(nodes))), **chosen.options(),
+            TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
+            **options,
         )  # fmt: skip
         if splits > 1:
             _merge_splits_kernel[(batch * nodes * heads,)](

@@ -1,0 +1,120 @@
+"""Every Triton kernel × entry of the table of tiles, compiled for three GPUs without one."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton_aot
+
+from dspark_kernels.triton.draft_blocks import draft_blocks
+from dspark_kernels.triton.linear_topk import linear_topk
+from dspark_kernels.triton.sample_logits import sample_logits
+from dspark_kernels.triton.tiles import TILES
+from dspark_kernels.triton.tree_attention import tree_attention
+
+DTYPES = {"half": torch.bfloat16, "single": torch.float32, "fp8": torch.float8_e4m3fn}
+LARGEST = {"linear_topk": (64, 64), "draft_blocks": (64,), "tree_attention": (256, 256)}
+MATRIX_UNIT = {80: "mma", 90: "wgmma", 100: "tcgen05"}
+V, D = 151936, 4096
+
+
+def empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def floats(*shape):
+    return empty(*shape, dtype=torch.float32)
+
+
+def int32s(*shape):
+    return empty(*shape, dtype=torch.int32)
+
+
+def int64s(*shape):
+    return empty(*shape, dtype=torch.int64)
+
+
+def noise(rows):
+    return floats(rows), int64s(rows), int64s(rows)
+
+
+def call_linear_topk(dtype, rows, k):
+    x, weight, bias = empty(rows, D, dtype=dtype), empty(V, D, dtype=dtype), empty(V, dtype=dtype)
+    linear_topk(x, weight, k, bias, *noise(rows), int64s(V), 0)
+
+
+def call_logits_topk(dtype, k):
+    linear_topk(empty(256, D), empty(V, D), k, None, *noise(256), None, 0)
+
+
+def call_sample_logits(dtype, width):
+    sample_logits(empty(64, V), *noise(64), int32s(64), floats(64), floats(64))
+
+
+def call_draft_blocks(dtype, batch):
+    hidden, vectors = empty(batch, D, dtype=dtype), empty(5, D, dtype=dtype)
+    draft_blocks(hidden, empty(5, D, D, dtype=dtype), vectors, hidden, vectors)
+
+
+def call_tree_attention(dtype, rows, width):
+    """Contiguous with a softcap, and paged with a window and fp8 scales."""
+    batch, heads, group, nodes = 8, 8, 4, rows // 4
+    q = empty(batch, nodes, heads * group, width)
+    scales = None, None
+    if dtype == torch.float8_e4m3fn:
+        scales = floats(heads), floats(heads)
+    elif dtype == torch.float32:
+        q = q.float()
+    tree = int32s(batch), int64s(batch, nodes, (nodes + 63) // 64)
+    cache = empty(batch, 32768, heads, width, dtype=dtype)
+    pages = empty(2048, 16, heads, width, dtype=dtype)
+    tree_attention(q, cache, cache, *tree, 0.1, None, 0, 30.0, *scales)
+    tree_attention(q, pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales)
+
+
+CASES = [
+    pytest.param(op, kind, capability, limits, id=f"{op}-{kind}-sm{capability}-{index}")
+    for (op, kind, capability), entries in TILES.items()
+    for index, (limits, *_) in enumerate(entries)
+    if (kind, capability) != ("fp8", 80)  # Triton has no e4m3 below 8.9
+]
+
+
+@pytest.fixture(scope="module")
+def report(request):
+    """What was compiled, {(source, options, capability): (sizes, code)}, printed at the end."""
+    compiled = {}
+    yield compiled
+    rows = ["", "| sm | sizes | kernel | registers | stack | shared KB | instructions |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for (*_, capability), (sizes, code) in compiled.items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in code.instructions.items() if count)
+        rows.append(
+            f"| {capability} | {sizes} | {code.kernel} | {code.registers} | {code.stack} "
+            f"| {code.shared / 1024:.0f} | {kinds} |"
+        )
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n".join(rows))
+
+
+@pytest.mark.parametrize("op, kind, capability, limits", CASES)
+def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
+    """No spills and the tensor cores in bf16, and never more shared memory than there is."""
+    sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
+    call = globals()[f"call_{op}"]
+    launches = triton_aot.record(monkeypatch, capability, lambda: call(DTYPES[kind], *sizes))
+    assert launches
+    for launch in launches:
+        key = launch.source.hash(), str(launch.options), capability
+        if key in report:
+            continue
+        code = triton_aot.compile_launch(launch, capability)
+        report[key] = f"{kind} {sizes}", code
+        assert code.shared <= triton_aot.SHARED_MEMORY[capability], code
+        if kind == "single" and code.kernel != "_logits_topk_kernel":
+            continue  # float32 products run on the plain cores
+        assert code.stack == 0, code
+        if code.kernel == f"_{op}_kernel" and kind != "single":
+            used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
+            assert used == {MATRIX_UNIT[capability]}, code
