@@ -18,8 +18,10 @@
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
-//   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Mask first_lanes(n)          true for the first n floats
+//   uint32_t float_bits(float), float bits_float(uint32_t)
+//   kExpand                      nodes of a tree expanded at once
+//   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself
@@ -33,7 +35,7 @@
 
 #include "common/noise.h"
 
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #define DSPARK_UNROLL _Pragma("unroll")
 #else
 #define DSPARK_UNROLL _Pragma("GCC unroll 16")

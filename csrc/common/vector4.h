@@ -67,7 +67,8 @@ struct Vector4Lanes {
   using Vector = Float4;
   using Mask = Mask4;
   static constexpr int kWidth = 4;
-  static constexpr int kScan = 8;  // tokens compared at once: loads in flight
+  static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
+  static constexpr int kScan = 8;            // tokens compared at once: loads in flight
 
   template <typename T>
   static DSPARK_FORCE_INLINE float to_float(T value) {
@@ -113,6 +114,11 @@ struct Vector4Lanes {
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return bits;
+  }
+  static DSPARK_FORCE_INLINE float bits_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
   }
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     return for_lanes4<Mask4>([&](int i) { return i < count; });

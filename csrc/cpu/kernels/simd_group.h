@@ -15,7 +15,8 @@ struct SimdGroup : SerialGroup {
   using Vector = Floats;
   using Mask = Ints;
   static constexpr int kWidth = kLanes;
-  static constexpr int kScan = 64;  // tokens compared in one go
+  static constexpr int kScan = 64;    // tokens compared in one go
+  static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
   DSPARK_FORCE_INLINE SimdGroup team() const { return {}; }
 
@@ -43,6 +44,7 @@ struct SimdGroup : SerialGroup {
     return greater_bits(mask ? DSPARK_ISA::splat(1.0f) : Vector{}, Vector{});
   }
   static DSPARK_FORCE_INLINE uint32_t float_bits(float value) { return load_as<uint32_t>(&value); }
+  static DSPARK_FORCE_INLINE float bits_float(uint32_t bits) { return load_as<float>(&bits); }
 
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     Mask mask;
