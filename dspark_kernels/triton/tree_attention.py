@@ -3,8 +3,8 @@
 The query heads of a KV group and the nodes are packed into the rows of a tile, node-major, so that
 a tile of the cache is read once for all of them. Every program owns a share of the prefix, which
 needs no mask; the last one adds the tail, with one ancestor word per row and tile of nodes. The
-shares are merged by a second kernel rather than by the last program to arrive: that needs no counters
-to reset between launches.
+shares are merged by a second kernel rather than by the last program to arrive: that needs no
+counters to reset between launches.
 """
 
 import math
