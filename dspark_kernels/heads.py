@@ -5,7 +5,9 @@ earlier ones as in EAGLE-3, Li et al. 2025) and the drawn root (Hydra, Ankner et
 its embeddings, by tied low-rank tables (without its gates: the Markov head of DSpark, 2607.05147).
 """
 
+import contextlib
 import copy
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +37,9 @@ class DraftConfig:
     rank: int = 128  # R of the GLM
     draft_vocab_size: int = 0  # tokens the heads may propose; 0: all
     lookup_paths: int = 4  # 0: no context lookup
-    lookup_length: int = 10
+    lookup_length: int = 16
     lookup_min_ngram: int = 1
-    lookup_max_ngram: int = 8
+    lookup_max_ngram: int = 16
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -181,6 +183,11 @@ class DraftModel(nn.Module, PyTorchModelHubMixin):
         """
         self.check_target(lm_head.shape[1], lm_head.shape[0], num_layers)
         return BoundDraft(self, embedding, lm_head)
+
+    @classmethod
+    def _from_pretrained(cls, **options):
+        with contextlib.redirect_stdout(sys.stderr):  # the mixin announces local folders
+            return super()._from_pretrained(**options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write model.safetensors: matrices in bfloat16, everything small in float32."""

@@ -81,6 +81,13 @@ def test_interrupted_training_continues_to_the_same_result(prompts, tmp_path, mo
         assert torch.equal(expected, actual), name
 
 
+def test_other_settings_need_another_folder(prompts, tmp_path):
+    train(settings(prompts, tmp_path / "out"), tiny_model())
+    other = settings(prompts, tmp_path / "out", seed=1)
+    with pytest.raises(ValueError, match="holds a training with seed 0, got 1"):
+        train(other, tiny_model())
+
+
 def test_kept_states_are_those_which_drew_the_tokens(prompts):
     from dspark_kernels.integrations.transformers import TransformersTarget
 

@@ -44,13 +44,14 @@ struct GlmWorkspace {
   float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
   float* gates;        // [F][2 Rp]
   float* states[2];    // [F][Rp] of this level and of the one above
+  float* keys;         // [Cp] of the level, -inf where a candidate is skipped
   float* scores;       // [F][Cp] of the children, and one per path after them
   int *items, *spare;  // what is selected from: nodes and children
 
   static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
     const int64_t children = nodes * candidates + kPitch;
-    return 4 * (s.rank * (2 * rank + candidates) + nodes * 5 * rank + children +
+    return 4 * (s.rank * (2 * rank + candidates) + nodes * 5 * rank + candidates + children +
                 2 * (nodes + children));
   }
 
@@ -63,7 +64,8 @@ struct GlmWorkspace {
     gates = rows_in + nodes * rank;
     states[0] = gates + nodes * 2 * rank;
     states[1] = states[0] + nodes * rank;
-    scores = states[1] + nodes * rank;
+    keys = states[1] + nodes * rank;
+    scores = keys + candidates;
     items = reinterpret_cast<int*>(scores + children);
     spare = items + nodes + children;
   }
@@ -149,7 +151,7 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
   const float *gate = in.gate + level * 2 * shape.rank,
               *scale = in.depth_scale + level * shape.rank;
   const float* above = work.states[(level + 1) % 2];
-  const V one = G::splat(1.0f), tau = G::splat(in.temperature);
+  const V one = G::splat(1.0f), rate = G::splat(1.0f / in.temperature);
   for (int f = team.index(); f < count; f += team.count()) {
     float *state_row = work.states[level % 2] + f * pitch, *row = work.rows_in + f * pitch;
     const float* mixed = work.gates + f * 2 * pitch;
@@ -160,25 +162,10 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
       V state = G::load(row + k) / (one + G::exp(-b));
       if (level > 0) state += G::load(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
       G::store(state_row + k, state);
-      G::store(row + k, load_some<G>(scale + k, left) * state / tau);
+      G::store(row + k, load_some<G>(scale + k, left) * rate * state);
     }
   }
   g.sync();
-}
-
-// log of the mass that the candidates of a level leave to the rest of the vocabulary.
-template <class Team, typename T>
-DSPARK_HOST_DEVICE float tail_mass(Team& team, const GlmShape& shape, const GlmInputs<T>& in,
-                                   int level) {
-  const float logsumexp = in.logsumexp[level];
-  float share = 0;
-  for (int c = team.lane(); c < shape.candidates; c += team.size()) {
-    const int64_t id = in.ids[level * shape.candidates + c];
-    const float key = in.keys[level * shape.candidates + c];
-    if (id >= 0 && id < shape.vocab && key > -INFINITY) share += expf(key - logsumexp);
-  }
-  share = team.sum(share);
-  return logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
 }
 
 // scores[f][c] = node_scores[f] · q(c | f) from the products in work.scores; 0 for ids out of
@@ -190,19 +177,30 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   using V = typename G::Vector;
   auto team = g.team();
   const int pitch = padded(shape.candidates), step = team.size() * G::kWidth;
-  const float* keys = in.keys + level * shape.candidates;
-  const int64_t* ids = in.ids + level * shape.candidates;
-  const float tail = tail_mass(team, shape, in, level);
-  const V calibration = G::splat(in.calibration == nullptr ? 1.0f : in.calibration[level]);
   const V lowest = G::splat(-INFINITY), zero = G::splat(0.0f), one = G::splat(1.0f);
+  for (int c = g.lane(); c < pitch; c += g.size()) {
+    const int i = level * shape.candidates + c;
+    const bool known = c < shape.candidates && in.ids[i] >= 0 && in.ids[i] < shape.vocab;
+    work.keys[c] = known && in.keys[i] > -INFINITY ? in.keys[i] : -INFINITY;  // NaN is not above
+  }
+  g.sync();
+
+  // the tail: log of the mass that the candidates leave to the rest of the vocabulary
+  const float logsumexp = in.logsumexp[level];
+  V sum = zero;
+  for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
+    sum += G::exp(G::load(work.keys + c) - G::splat(logsumexp));
+  }
+  const float share = team.sum(G::fold_sum(sum));
+  const float tail = logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
+
+  const V rate = G::splat(in.calibration == nullptr ? 1.0f : 1.0f / in.calibration[level]);
   for (int f = team.index(); f < count; f += team.count()) {
     float* row = work.scores + f * pitch;
     V highest = lowest;
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      const int left = shape.candidates - c;
-      V z = G::load(row + c) + load_some<G>(keys + c, left);
-      z = G::select(z > lowest, z, lowest);  // NaN is not above it
-      z = G::select(G::known(ids + c, left, shape.vocab), z, lowest);
+      V z = G::load(row + c) + G::load(work.keys + c);
+      z = G::select(z > lowest, z, lowest);
       G::store(row + c, z);
       highest = G::select(z > highest, z, highest);
     }
@@ -211,11 +209,11 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
       sum += G::exp(G::load(row + c) - G::splat(top));
     }
-    const float total = team.sum(G::fold_sum(sum)) + expf(tail - top);
+    const V total = G::splat(team.sum(G::fold_sum(sum))) + G::exp(G::splat(tail - top));
     const bool finite = top > -INFINITY && top < INFINITY;
-    const V log_total = G::splat(finite ? top + logf(total) : INFINITY);
+    const V log_total = finite ? G::splat(top) + G::log(total) : G::splat(INFINITY);
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      const V x = (G::load(row + c) - log_total) / calibration;
+      const V x = (G::load(row + c) - log_total) * rate;
       V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
       q = G::select(x < zero, q, G::select(x > lowest, one, zero));
       G::store(row + c, q * G::splat(node_scores[f]));

@@ -17,7 +17,7 @@
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
-//   Mask known(const int64_t* ids, n, vocab)   of n ids, those inside [0, vocab)
+//   Mask first_lanes(n)          true for the first n floats
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself

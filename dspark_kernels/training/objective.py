@@ -23,8 +23,10 @@ class Batch:
     layers: Tensor | None  # [S, T + H, len(feature_layers)·D]
     tokens: Tensor  # int64 [S, T + H], -1 behind the end
 
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def to(self, device) -> "Batch":
+        """The batch on another device."""
+        layers = None if self.layers is None else self.layers.to(device)
+        return Batch(self.hidden.to(device), layers, self.tokens.to(device))
 
 
 @dataclass
@@ -35,9 +37,13 @@ class VocabularySample:
     offset: Tensor  # [V'], log of how many tokens a sampled one stands for
     column: Tensor  # int64 [V], place in `ids`, -1 if absent
 
+    def to(self, device) -> "VocabularySample":
+        """The sample on another device."""
+        return VocabularySample(self.ids.to(device), self.offset.to(device), self.column.to(device))
+
     @classmethod
     def draw(cls, always: Tensor, others: Tensor, count: int, targets: Tensor, generator):
-        """All of `always`, `count` of `others` and all `targets`; `always` are a mask bool [V]."""
+        """All of `always` (a mask bool [V]), `count` of `others` (ids) and all `targets` (ids)."""
         chosen = always.clone()
         chosen[targets] = True
         sampled = others[torch.randperm(len(others), generator=generator)[:count]]
@@ -120,7 +126,7 @@ def draft_loss(
         teacher = F.linear(later.flatten(0, 1), rows).add_(offset).softmax(-1)
         teacher = teacher.unflatten(0, later.shape[:2])
 
-    state = torch.zeros(len(future), model.config.rank)
+    state = torch.zeros(len(future), model.config.rank, device=future.device)
     glm, heads, counts, keys = [], [], [], []
     for depth in range(depths):
         token = future[:, depth + 1]
@@ -137,7 +143,7 @@ def draft_loss(
         keys.append(own)
     count = torch.stack(counts)
     glm, heads = torch.stack(glm) / count, torch.stack(heads) / count
-    weight = depth_decay ** torch.arange(depths)
+    weight = depth_decay ** torch.arange(depths, device=count.device)
     total = ((glm + heads_weight * heads) * weight).sum() / weight.sum()
     if rollout_weight:
         reward = rollout_length(
@@ -160,8 +166,9 @@ def rollout_length(
     first; table_out [V', R].
     """
     token_in = glm.rows_in(embedding[future[:, 0].clamp(min=0)])
-    state, alive = torch.zeros_like(token_in), torch.ones(len(future))
-    total = torch.zeros(len(future))
+    state = torch.zeros_like(token_in)
+    alive = torch.ones(len(future), device=future.device)
+    total = torch.zeros_like(alive)
     for depth, own in enumerate(keys):
         state = glm_state(state, token_in, gates[:, depth], glm.mix)
         key, column = own.topk(candidates, dim=-1)  # [M, C]

@@ -28,6 +28,7 @@ class TrainConfig:
     steps: int = 4000
     minutes: float = 0.0  # ends training early (the schedule anneals to it); 0: no limit
     seed: int = 0
+    device: str = "cpu"
     # data
     max_new_tokens: int = 160
     generation_batch: int = 64
@@ -40,7 +41,7 @@ class TrainConfig:
     feature_size: int = 128
     hidden_feature: bool = True
     rank: int = 128
-    draft_vocab_size: int = 16384  # at most the target's vocabulary
+    draft_vocab_size: int = 20480  # at most the target's vocabulary
     # optimisation
     learning_rate: float = 2e-3
     segments: int = 128  # per batch
@@ -59,7 +60,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, model: DraftModel, data, embedding, lm_head):
         """data: the continuations; embedding, lm_head: the target's weights [V, D]."""
-        self.config, self.model = config, model
+        self.device = lm_head.device
+        self.config, self.model = config, model.to(self.device)
         self.segments = Segments(data, config.segment_length, config.num_heads)
         self.embedding, self.lm_head = embedding.bfloat16(), lm_head.bfloat16()
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -93,7 +95,8 @@ class Trainer:
             self.always, self.others, config.negatives, targets, self.generator
         )
         rollout = config.rollout_weight if self.progress >= config.rollout_from else 0.0
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        batch, vocabulary = batch.to(self.device), vocabulary.to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
             losses = draft_loss(
                 self.model, batch, self.embedding, self.lm_head, vocabulary,
                 rollout_weight=rollout, **config.loss,
@@ -115,11 +118,13 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Continue where a checkpoint was written."""
-        parts, noise, self.step, self.seconds = torch.load(path, weights_only=True)
+        parts, noise, self.step, self.seconds = torch.load(
+            path, map_location=self.device, weights_only=True
+        )
         self.model.load_state_dict(parts[0])
         self.optimizer.load_state_dict(parts[1])
-        self.generator.set_state(noise[0])
-        torch.set_rng_state(noise[1])
+        self.generator.set_state(noise[0].cpu())
+        torch.set_rng_state(noise[1].cpu())
 
 
 def token_counts(data: list[Continuation], vocab_size: int) -> torch.Tensor:
@@ -140,19 +145,20 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     from ..integrations.transformers import TransformersTarget
 
     if model is None:
-        model, tokenizer = load_model(config.model, dtype=torch.bfloat16)
+        model, tokenizer = load_model(config.model, torch.bfloat16, config.device)
     torch.manual_seed(config.seed)
     target = TransformersTarget(model)
     draft = DraftModel(draft_config(config, target))
     target.feature_layers = tuple(draft.config.feature_layers)
+    prompts = read_prompts(config.prompts, tokenizer, config.sampled)
     work = Path(config.out) / "work"
-    stop = stop_tokens(model)
+    check_same_settings(config, work)
     generate_continuations(
         target,
-        read_prompts(config.prompts, tokenizer, config.sampled),
+        prompts,
         work / "data",
         max_new_tokens=config.max_new_tokens,
-        stop=stop,
+        stop=stop_tokens(model),
         batch_size=config.generation_batch,
         seed=config.seed,
     )
@@ -162,7 +168,8 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     run(trainer, work / "checkpoint.pt")
 
     greedy = [item for item in held_out or data if not item.temperature]
-    embedding, lm_head = target.embedding.float(), target.lm_head.float()
+    draft.cpu()
+    embedding, lm_head = target.embedding.float().cpu(), target.lm_head.float().cpu()
     errors = calibrate(draft, embedding, lm_head, greedy, config.max_new_tokens)
     bound = draft.bind(embedding, lm_head)
     chosen = greedy[: config.evaluation_prompts]
@@ -178,6 +185,23 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     (Path(config.out) / "training.json").write_text(json.dumps(report, indent=1))
     print(draft.summary())
     return draft
+
+
+def check_same_settings(config: TrainConfig, work: Path) -> None:
+    """Raise a ValueError if `work` holds the data and checkpoint of a training with others."""
+    path = work / "settings.json"
+    now = asdict(config)
+    if path.exists():
+        before = json.loads(path.read_text())
+        for name, value in json.loads(json.dumps(now)).items():
+            old = before.get(name)
+            if name not in ("out", "device", "minutes") and old != value:
+                raise ValueError(
+                    f"out: {config.out} holds a training with {name} {old}, got {value}; use "
+                    "another folder, or the same settings to continue"
+                )
+    work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(now))
 
 
 def run(trainer: Trainer, checkpoint: Path) -> None:

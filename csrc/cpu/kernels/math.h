@@ -10,10 +10,11 @@ namespace dspark::DSPARK_ISA {
 constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;  // their sum is ln 2
 constexpr float kLog2E = 1.44269504f;
 
+constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, found in the low bits
+
 // e^x; 0 below -87.3, infinity above 88.7. The polynomial is that of Cephes' expf.
 DSPARK_INLINE Floats exp(Floats x) {
-  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, found in the low bits
-  const Floats shifted = x * 1.44269504f + kRound;
+  const Floats shifted = x * kLog2E + kRound;
   const Floats n = shifted - kRound;
   const Floats r = (x - n * kLn2High) - n * kLn2Low;
   Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -23,12 +24,11 @@ DSPARK_INLINE Floats exp(Floats x) {
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   const Floats scaled = (Floats)((Words)p + ((Words)shifted << 23));
-  return select(x > 88.72f, splat(kInfinity), select(x < -87.3f, splat(0.0f), scaled));
+  return select(x > 88.72f, splat(kInfinity), select(x < -87.3f, Floats{}, scaled));
 }
 
 // 2^x for x <= 0; 0 below -126. The polynomial is that of Cephes' exp2f.
 DSPARK_INLINE Floats exp2(Floats x) {
-  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, found in the low bits
   const Floats shifted = x + kRound;
   const Floats r = x - (shifted - kRound);
   Floats p = r * 1.535336188e-4f + 1.339887440e-3f;

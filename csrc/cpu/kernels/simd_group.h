@@ -49,28 +49,21 @@ struct SimdGroup : SerialGroup {
     for (int i = 0; i < kLanes; ++i) mask[i] = i < count ? -1 : 0;
     return mask;
   }
-  static DSPARK_FORCE_INLINE Mask known(const int64_t* ids, int count, int64_t vocab) {
-    Mask mask;
-    for (int i = 0; i < kLanes; ++i) mask[i] = i < count && ids[i] >= 0 && ids[i] < vocab ? -1 : 0;
-    return mask;
-  }
   static DSPARK_FORCE_INLINE float fold_sum(Vector value) {
-    float lanes[kLanes];
-    DSPARK_ISA::store(lanes, value);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+    for (int half = kLanes / 2; half > 0; half /= 2) value += exchange(value, half);
+    return value[0];
   }
   static DSPARK_FORCE_INLINE float fold_max(Vector value) {
-    float lanes[kLanes];
-    DSPARK_ISA::store(lanes, value);
     for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) {
-        if (lanes[i + half] > lanes[i]) lanes[i] = lanes[i + half];
-      }
+      value = DSPARK_ISA::max(value, exchange(value, half));
     }
-    return lanes[0];
+    return value[0];
+  }
+  // Lane i gets the value of lane i ^ distance.
+  static DSPARK_FORCE_INLINE Vector exchange(Vector value, int distance) {
+    Ints from;
+    for (int i = 0; i < kLanes; ++i) from[i] = i ^ distance;
+    return __builtin_shuffle(value, from);
   }
 
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,

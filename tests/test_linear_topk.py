@@ -1,0 +1,313 @@
+import math
+
+import pytest
+import torch
+from chi_square import chi_square
+from dtypes import DTYPES
+
+import dspark_kernels
+from dspark_kernels.reference.linear_topk import linear_topk as reference
+from dspark_kernels.reference.linear_topk import perturb
+from dspark_kernels.reference.noise import gumbel
+
+NAMES = ("bias", "temperature", "seed", "position", "id_map", "vocab_offset")
+
+
+def inputs(M=4, V=50, D=32, k=3, dtype=torch.float32, noise=False, seed=0, device="cpu"):
+    """Arguments of the op by name; every third row of the noise has temperature 0."""
+    g = torch.Generator().manual_seed(seed)
+    arguments = {
+        "x": torch.randn(M, D, generator=g).to(dtype),
+        "weight": torch.randn(V, D, generator=g).mul(max(D, 1) ** -0.5).to(dtype),
+        "k": k,
+        "bias": torch.randn(V, generator=g).to(dtype),
+    }
+    if noise:
+        arguments |= {
+            "temperature": (0.3 + torch.rand(M, generator=g)) * (torch.arange(M) % 3 < 2),
+            "seed": torch.randint(-(2**63), 2**63 - 1, (M,), generator=g),
+            "position": torch.randint(0, 2**40, (M,), generator=g),
+        }
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def positional(arguments):
+    """The arguments in the order of the schema."""
+    a = {name: None for name in NAMES} | {"vocab_offset": 0} | arguments
+    return a["x"], a["weight"], a["k"], *(a[name] for name in NAMES)
+
+
+def check(arguments):
+    """The public op against the reference: every id has the score of its rank, within rounding."""
+    keys, ids, logsumexp = dspark_kernels.linear_topk(**arguments)
+    x, weight, k, bias, temperature, seed, position, id_map, offset = positional(arguments)
+    expected_keys, expected_ids, expected_logsumexp = reference(*positional(arguments))
+    assert keys.shape == ids.shape == (len(x), k) and logsumexp.shape == (len(x),)
+    assert keys.dtype == logsumexp.dtype == torch.float32 and ids.dtype == torch.int64
+    tokens = torch.arange(len(weight), device=x.device) + offset if id_map is None else id_map
+    scores = x.float() @ weight.float().T + (0 if bias is None else bias.float())
+    scores = perturb(scores, tokens, temperature, seed, position)
+    close = {"rtol": 1e-5, "atol": 1e-5 * (1 + float(scores[scores.isfinite()].abs().max()))}
+    torch.testing.assert_close(keys, expected_keys, **close)
+    torch.testing.assert_close(logsumexp, expected_logsumexp, **close)
+    columns = torch.searchsorted(tokens, ids)
+    assert torch.equal(tokens[columns], ids)
+    assert (ids.sort(1).values.diff(dim=1) > 0).all()  # distinct
+    differs = ids != expected_ids
+    found = scores.gather(1, columns)
+    torch.testing.assert_close(found[differs], expected_keys[differs], **close)
+    assert torch.equal(ids[expected_keys.isinf()], expected_ids[expected_keys.isinf()])
+
+
+# --- the definition -----------------------------------------------------------------------------
+
+
+def oracle(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+    """Sorting Python floats, one row at a time."""
+    ids = [row + vocab_offset for row in range(len(weight))] if id_map is None else id_map.tolist()
+    for row in range(len(x)):
+        scores = (x[row].double() @ weight.double().T).tolist()
+        if bias is not None:
+            scores = [score + float(b) for score, b in zip(scores, bias, strict=True)]
+        if temperature is not None and temperature[row] > 0:
+            noise = gumbel(seed[row : row + 1], position[row : row + 1], torch.tensor(ids))[0]
+            tau = float(temperature[row])
+            scores = [s / tau + float(n) for s, n in zip(scores, noise, strict=True)]
+        scores = [-math.inf if math.isnan(score) else score for score in scores]
+        order = sorted(range(len(ids)), key=lambda v: (-scores[v], v))[:k]
+        top = max(scores)
+        total = sum(math.exp(score - top) for score in scores) if top > -math.inf else 0.0
+        logsumexp = top + math.log(total) if total else -math.inf
+        yield [scores[v] for v in order], [ids[v] for v in order], logsumexp
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("k", [1, 4, 11])
+def test_definition_is_sorting(k, noise):
+    arguments = inputs(V=11, D=5, k=k, noise=noise)
+    arguments["x"][1] = math.nan
+    arguments["weight"][[2, 7]] = 0.25  # a tie
+    arguments["id_map"] = torch.arange(11) * 3 + 1
+    keys, ids, logsumexp = reference(*positional(arguments))
+    for row, expected in enumerate(oracle(*positional(arguments))):
+        torch.testing.assert_close(keys[row], torch.tensor(expected[0]))
+        assert ids[row].tolist() == expected[1]
+        torch.testing.assert_close(logsumexp[row], torch.tensor(expected[2]))
+
+
+def draws(function, count=4000, V=8, temperature=0.7):
+    """How often each id is drawn from one row of logits, and its probability."""
+    g = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(1, 4, generator=g), torch.randn(V, 4, generator=g)
+    ids = function(
+        x.expand(count, -1).contiguous(), weight, 1, None, torch.full((count,), temperature),
+        torch.full((count,), 5), torch.arange(count), None, 0,
+    )[1]  # fmt: skip
+    return torch.bincount(ids[:, 0], minlength=V).double(), (x @ weight.T)[0].double()
+
+
+def test_definition_draws_from_the_softmax():
+    counts, logits = draws(reference)
+    statistic, limit = chi_square(counts, (logits / 0.7).softmax(0))
+    assert statistic < limit
+    statistic, limit = chi_square(counts, logits.softmax(0))  # of another temperature
+    assert statistic > limit
+
+
+# --- backends -----------------------------------------------------------------------------------
+
+SHAPES = [  # M, V, D, k
+    (1, 1, 1, 1),
+    (1, 97, 64, 1),
+    (5, 130, 33, 8),
+    (8, 333, 100, 16),
+    (9, 49, 576, 49),
+    (17, 257, 65, 64),
+    (64, 100, 31, 5),
+    (70, 65, 200, 2),
+]
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(shape, noise, dtype, device):
+    check(inputs(*shape, dtype=dtype, noise=noise, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_many_rows_of_the_weight(dtype, device):
+    check(inputs(3, 5003, 40, 8, dtype=dtype, noise=True, device=device))
+
+
+@pytest.mark.backend
+def test_without_bias(device):
+    arguments = inputs(noise=True, device=device)
+    del arguments["bias"]
+    check(arguments)
+
+
+@pytest.mark.backend
+def test_ids_of_a_reduced_vocabulary(device):
+    arguments = inputs(V=60, k=7, noise=True, device=device)
+    g = torch.Generator().manual_seed(3)
+    id_map = torch.randperm(100_000, generator=g)[:60].sort().values
+    check(arguments | {"id_map": id_map.to(device)})
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("offset", [1, 4, 70_003])
+def test_a_shard_has_the_ids_and_the_noise_of_the_whole(offset, device):
+    whole = inputs(V=offset + 40 if offset < 10 else 40, noise=True, device=device)
+    if offset >= 10:
+        check(whole | {"vocab_offset": offset})
+        return
+    shard = whole | {"weight": whole["weight"][offset:], "bias": whole["bias"][offset:]}
+    check(shard | {"vocab_offset": offset})
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("k", [1, 5, 64])
+def test_ties_go_to_the_lowest_row(k, device):
+    arguments = inputs(M=6, V=150, k=k, device=device)
+    arguments["weight"][:] = arguments["weight"][torch.arange(150) % 3]
+    arguments["bias"][:] = 0
+    _, ids, _ = dspark_kernels.linear_topk(**arguments)
+    best = ids % 3
+    assert (best[:, :1] == best[:, : min(k, 50)]).all()
+    counting = torch.arange(min(k, 50), device=device) * 3 + best[:, :1]
+    assert torch.equal(ids[:, : min(k, 50)], counting)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("noise", [False, True])
+def test_nan_and_infinite_scores(noise, device):
+    arguments = inputs(M=5, V=70, k=20, noise=noise, device=device)
+    arguments["x"][0] = math.nan  # every score -inf
+    bias = arguments["bias"]
+    bias[:30] = -math.inf
+    bias[60:] = math.nan
+    check(arguments)
+    bias[:] = -math.inf
+    _, ids, logsumexp = dspark_kernels.linear_topk(**arguments)
+    assert torch.equal(ids, torch.arange(20, device=device).expand(5, -1))
+    assert (logsumexp == -math.inf).all()
+    bias[33] = math.inf
+    keys, ids, logsumexp = dspark_kernels.linear_topk(
+        **arguments | {"x": arguments["x"].nan_to_num()}
+    )
+    assert (ids[:, 0] == 33).all() and (keys[:, 0] == math.inf).all()
+    assert (logsumexp == math.inf).all()
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_and_unused_memory(dtype, device):
+    plain = inputs(M=5, V=67, D=40, k=4, dtype=dtype, noise=True, device=device)
+    views = dict(plain)
+    for name in ("x", "weight"):
+        rows, columns = plain[name].shape
+        poisoned = torch.full((rows + 2, 2 * columns + 3), math.nan, dtype=dtype, device=device)
+        poisoned[1:-1, 3 : 3 + columns] = plain[name]
+        views[name] = poisoned[1:-1, 3 : 3 + columns]
+    views["bias"] = plain["bias"].repeat_interleave(2)[::2]
+    views["seed"] = plain["seed"].repeat_interleave(3)[::3]
+    check(views)
+    views["x"] = plain["x"].T.contiguous().T
+    views["weight"] = plain["weight"].T.contiguous().T
+    check(views)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("noise", [False, True])
+def test_no_rows(noise, device):
+    keys, ids, logsumexp = dspark_kernels.linear_topk(**inputs(M=0, noise=noise, device=device))
+    assert keys.shape == ids.shape == (0, 3) and logsumexp.shape == (0,)
+
+
+@pytest.mark.backend
+def test_a_row_does_not_depend_on_the_others(device):
+    arguments = inputs(M=40, V=200, D=96, k=8, noise=True, device=device)
+    whole = dspark_kernels.linear_topk(**arguments)
+    rows = {name: arguments[name][3:7] for name in ("x", "temperature", "seed", "position")}
+    for all_rows, some_rows in zip(
+        whole, dspark_kernels.linear_topk(**arguments | rows), strict=True
+    ):
+        torch.testing.assert_close(all_rows[3:7], some_rows, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.backend
+def test_draws_from_the_softmax(device):
+    def public(x, weight, k, bias, temperature, seed, position, id_map, offset):
+        tensors = (t.to(device) for t in (x, weight, temperature, seed, position))
+        x, weight, temperature, seed, position = tensors
+        result = dspark_kernels.linear_topk(
+            x, weight, k, temperature=temperature, seed=seed, position=position
+        )
+        return [tensor.cpu() for tensor in result]
+
+    counts, logits = draws(public, count=1000)
+    statistic, limit = chi_square(counts, (logits / 0.7).softmax(0))
+    assert statistic < limit
+
+
+@pytest.mark.backend
+def test_outputs_require_no_gradient(device):
+    arguments = inputs(device=device)
+    arguments["weight"].requires_grad_()
+    assert not any(t.requires_grad for t in dspark_kernels.linear_topk(**arguments))
+
+
+# --- errors and registration --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": None}, TypeError, r"x must be a tensor of shape \[M, D\], got NoneType"),
+        ({"x": torch.zeros(4, 32).long()}, TypeError, "x must have dtype float32 or bfloat16"),
+        ({"x": torch.zeros(32)}, ValueError, r"x must have shape \[M, D\], got \[32\]"),
+        ({"weight": torch.zeros(50, 31)}, ValueError, r"shape \[V, D\] with D=32, got \[50, 31\]"),
+        (
+            {"weight": torch.zeros(50, 32).half()},
+            TypeError,
+            "weight must have dtype float32",
+        ),
+        ({"weight": torch.zeros(50, 32, device="meta")}, ValueError, "weight must be on cpu"),
+        ({"k": 0}, ValueError, "k must be from 1 to 64, got 0"),
+        ({"k": 65}, ValueError, "k must be from 1 to 64, got 65"),
+        ({"k": 51}, ValueError, "k must be at most V=50, got 51"),
+        ({"k": 2.0}, TypeError, "k must be an int from 1 to 64, got 2.0"),
+        ({"bias": torch.zeros(49)}, ValueError, "bias must have shape"),
+        ({"bias": torch.zeros(50).half()}, TypeError, "bias must have dtype float32 like x"),
+        ({"temperature": torch.zeros(4).half()}, TypeError, "temperature must have dtype float32"),
+        ({"temperature": torch.zeros(3)}, ValueError, "temperature must have shape"),
+        ({"temperature": -torch.ones(4)}, ValueError, "temperature must hold values >= 0, got -1"),
+        ({"seed": None}, ValueError, "seed must be given together with temperature"),
+        ({"position": None}, ValueError, "position must be given together with temperature"),
+        ({"seed": torch.zeros(4)}, TypeError, "seed must have dtype int64"),
+        ({"position": torch.zeros(5).long()}, ValueError, "position must have shape"),
+        ({"id_map": torch.zeros(49).long()}, ValueError, "id_map must have shape"),
+        ({"id_map": torch.arange(50).int()}, TypeError, "id_map must have dtype int64"),
+        ({"vocab_offset": -1}, ValueError, "vocab_offset must be >= 0, got -1"),
+        (
+            {"vocab_offset": 1, "id_map": torch.arange(50)},
+            ValueError,
+            "vocab_offset must be 0 with id_map, got 1",
+        ),
+    ],
+)
+def test_errors(change, error, message):
+    with pytest.raises(error, match=f"linear_topk: .*{message}"):
+        dspark_kernels.linear_topk(**inputs(noise=True) | change)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_opcheck(noise, device):
+    arguments = positional(inputs(noise=noise, device=device))
+    torch.library.opcheck(torch.ops.dspark.linear_topk.default, arguments)
