@@ -86,7 +86,7 @@ def _tree_attention_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
-    kv_head = tl.program_id(1) % KV_HEADS
+    kv_head = (tl.program_id(1) % KV_HEADS).to(tl.int64)
     split, splits = tl.program_id(2), tl.num_programs(2)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # over nodes and heads of the group
     inside = row < N * GROUP
