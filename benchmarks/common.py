@@ -1,4 +1,4 @@
-"""How an op is measured: interleaved with its baseline, on buffers no cache holds, against rooflines.
+"""How an op is measured: in turn with its baseline, on buffers no cache holds, against rooflines.
 
 A module `bench_<op>` has `cases(device, dtype)`, which yields `Case`s. No figure is reported of a
 case whose output disagrees with the reference.
