@@ -68,6 +68,14 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch}" in known.stdout.split()]
 
 
+def cuda_targets(archs: list[str]) -> list[str]:
+    """What nvcc calls machine code for each architecture, and PTX of the last for newer GPUs."""
+    targets = [f"arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    portable = [arch for arch in archs if arch.isdigit()]  # the code of 90a runs on nothing newer
+    targets += [f"arch=compute_{arch},code=compute_{arch}" for arch in portable[-1:]]
+    return targets
+
+
 def dependencies(depfile: Path) -> list[Path]:
     """The files named in a makefile rule written by the compiler (-MD)."""
     rule = depfile.read_text().replace("\\\n", " ")
@@ -97,9 +105,10 @@ class BuildNative(build_ext):
         nvcc = find_nvcc() if any(source.endswith(".cu") for source in ext.sources) else None
         archs = cuda_archs(nvcc) if nvcc else []
         compiler = shlex.split(os.environ.get("CXX", "g++"))
-        # warnings are for our code (-I), not for torch's (-isystem); gcc 12 warns in its own immintrin.h
+        # warnings are for our code (-I), not for torch's (-isystem)
         common = ["-std=c++20", "-O3", f"-I{CSRC}", "-isystem", str(torch_include())]
         common += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+        # gcc 12 finds fault with its own immintrin.h
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
         if os.environ.get("DSPARK_SANITIZE") == "1":
@@ -110,7 +119,7 @@ class BuildNative(build_ext):
             target = Path(self.build_temp) / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
-                    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+                    gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]
                     flags = ["-ccbin", compiler[0], "--expt-relaxed-constexpr"]
                     flags += [f"-Xcompiler={flag}" for flag in host]
                     cuda_target = target.with_suffix(".cu.o")

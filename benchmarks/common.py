@@ -1,7 +1,7 @@
 """Timing and reporting shared by the benchmarks.
 
-Variants of one shape run in turn, so that drifts of the machine meet all of them alike, and are compared
-by their medians. Run on an otherwise idle machine, after the tests are green.
+Variants of one shape run in turn, so that drifts of the machine meet all of them alike, and are
+compared by their medians. Run on an otherwise idle machine, after the tests are green.
 """
 
 import argparse
@@ -86,9 +86,7 @@ class Report:
         self.bandwidth = bandwidth(options.device)
         served = backend_of(op, options.device)[0]
         print(f"{op} ({served}) on {self.device}, torch {torch.__version__}, {options.runs} runs")
-        print(
-            f"measured read bandwidth {self.bandwidth / 1e9:.0f} GB/s; speed-up over the last variant"
-        )
+        print(f"read bandwidth {self.bandwidth / 1e9:.0f} GB/s; speed-up over the last variant")
 
     def add(self, shape, dtype, variants, moved_bytes):
         """Time {name: function}, the baseline last; moved_bytes is what any of them must move."""

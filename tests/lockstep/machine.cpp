@@ -6,7 +6,9 @@
 namespace lockstep {
 namespace {
 
+constexpr size_t kStackBytes = 256 << 10;
 Machine* running = nullptr;
+uint64_t epoch = 0;  // one for every stretch between two barriers
 
 }  // namespace
 
@@ -15,8 +17,8 @@ Machine::Machine(int lanes, int team_size, uint64_t seed)
       team_size_(team_size),
       state_(seed * 2 + 1),
       fibers_(lanes),
-      barriers_(1 + lanes / team_size),
-      cells_(1 << 20) {
+      barriers_(1 + lanes / team_size) {
+  ++epoch;
   for (Barrier& barrier : barriers_) barrier.members = team_size;
   barriers_[0].members = lanes;
   for (auto& sets : slots_) sets[0].resize(lanes), sets[1].resize(lanes);
@@ -44,10 +46,10 @@ std::string Machine::run(const std::function<void(int)>& body) {
   body_ = &body;
   const auto self = reinterpret_cast<uintptr_t>(this);
   for (Fiber& fiber : fibers_) {
-    fiber.stack.resize(256 << 10);
+    fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Machine::enter), 2,
                 static_cast<unsigned>(self >> 32), static_cast<unsigned>(self));
@@ -93,7 +95,7 @@ void Machine::wait(int lane, int team, const char* collective) {
   barrier.arrived = 0;
   const int first = team < 0 ? 0 : team * team_size_;
   for (int i = first; i < first + barrier.members; ++i) fibers_[i].runnable = true;
-  if (team < 0) ++epoch_;
+  if (team < 0) ++epoch, ++barrier_;
   // the last one to arrive goes on later too, so that any lane may be the first to continue
   swapcontext(&fibers_[lane].context, &scheduler_);
 }
@@ -122,32 +124,40 @@ void Machine::record(const void* address, unsigned bytes, Access access) {
   Machine* machine = running;
   if (machine == nullptr) return;
   const auto first = reinterpret_cast<uintptr_t>(address);
-  for (uintptr_t at = first / 4; at <= (first + bytes - 1) / 4; ++at) machine->touch(at, access);
+  for (uintptr_t at = first; at < first + bytes;) {
+    Cell& found = machine->cell(at / 4);
+    do {
+      machine->touch(found.bytes[at % 4], access);
+    } while (++at % 4 != 0 && at < first + bytes);
+  }
 }
 
-void Machine::touch(uintptr_t address, Access access) {
-  const size_t mask = cells_.size() - 1;
-  size_t i = (address * 0x9E3779B97F4A7C15ull) >> 44;
-  while (cells_[i & mask].epoch == epoch_ && cells_[i & mask].address != address) ++i;
-  Cell& cell = cells_[i & mask];
-  if (cell.epoch != epoch_) cell = {address, epoch_};
-  const auto other = [&](int lane) { return lane >= 0 && lane != current_; };
-  const bool race = other(cell.writer) || (access != Access::kAtomic && other(cell.atomic)) ||
-                    (access != Access::kRead && other(cell.reader));
+Machine::Cell& Machine::cell(uintptr_t word) {
+  constexpr int kBits = 20;  // more cells than a kernel touches between two barriers
+  static std::vector<Cell> cells(1 << kBits);
+  size_t i = word * 0x9E3779B97F4A7C15ull >> (64 - kBits);
+  while (cells[i].epoch == epoch && cells[i].word != word) i = (i + 1) % cells.size();
+  if (cells[i].epoch != epoch) cells[i] = {word, epoch, {}};
+  return cells[i];
+}
+
+void Machine::touch(Byte& byte, Access access) {
+  const auto other = [&](int8_t lane) { return lane != kNone && lane != current_; };
+  const bool race = other(byte.writer) || (access != Access::kAtomic && other(byte.atomic)) ||
+                    (access != Access::kRead && other(byte.reader));
   if (race) {
+    const int lane = other(byte.writer)   ? byte.writer
+                     : other(byte.atomic) ? byte.atomic
+                                          : byte.reader;
     std::ostringstream text;
     text << "race: lane " << current_ << (access == Access::kRead ? " reads" : " writes")
-         << " what lane "
-         << (other(cell.writer)   ? cell.writer
-             : other(cell.atomic) ? cell.atomic
-                                  : cell.reader)
-         << " touches, after barrier " << epoch_ - 1;
+         << " what lane " << lane << " touched since the last barrier, the " << barrier_ << "th";
     fail(text.str());
   }
-  int& mine = access == Access::kRead    ? cell.reader
-              : access == Access::kWrite ? cell.writer
-                                         : cell.atomic;
-  mine = mine < 0 || mine == current_ ? current_ : kMany;
+  int8_t& mine = access == Access::kRead    ? byte.reader
+                 : access == Access::kWrite ? byte.writer
+                                            : byte.atomic;
+  mine = mine == kNone || mine == current_ ? static_cast<int8_t>(current_) : kMany;
 }
 
 }  // namespace lockstep

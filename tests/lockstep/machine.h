@@ -9,6 +9,7 @@
 #include <ucontext.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -40,32 +41,35 @@ class Machine {
  private:
   struct Fiber {
     ucontext_t context;
-    std::vector<char> stack;
+    std::unique_ptr<char[]> stack;
     bool runnable = true, done = false;
   };
   struct Barrier {
     int members = 0, arrived = 0;
     const char* collective = nullptr;
   };
-  struct Cell {  // what happened to 4 bytes since the last barrier
-    uintptr_t address = 0;
-    uint64_t epoch = 0;
-    int reader = -1, writer = -1, atomic = -1;  // lanes; kMany: several
+  static constexpr int8_t kNone = -1, kMany = 127;
+  struct Byte {  // the lanes that touched it since the last barrier
+    int8_t reader = kNone, writer = kNone, atomic = kNone;
   };
-  static constexpr int kMany = 1 << 30;
+  struct Cell {
+    uintptr_t word = 0;
+    uint64_t epoch = 0;
+    Byte bytes[4];
+  };
 
   static void enter(unsigned high, unsigned low);
   void fail(std::string what);
-  void touch(uintptr_t address, Access access);
+  Cell& cell(uintptr_t word);
+  void touch(Byte& byte, Access access);
   uint64_t random();
 
-  int lanes_, team_size_, current_ = -1;
-  uint64_t state_, epoch_ = 1;
+  int lanes_, team_size_, current_ = -1, barrier_ = 0;
+  uint64_t state_;
   std::vector<Fiber> fibers_;
   std::vector<Barrier> barriers_;      // of all, then of every team
   std::vector<uint64_t> slots_[2][2];  // of all or a team; two sets take turns
   std::vector<int> turns_[2];
-  std::vector<Cell> cells_;
   const std::function<void(int)>* body_ = nullptr;
   ucontext_t scheduler_;
   std::string wrong_;

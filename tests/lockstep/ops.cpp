@@ -99,34 +99,47 @@ std::tuple<Tensor, Tensor> context_lookup(Tensor history, Tensor lengths, int64_
   return arguments.outputs();
 }
 
-WalkTensors accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
-                        std::vector<Tensor> caches, Tensor cache_seqlens,
-                        std::optional<Tensor> block_table, int64_t max_depth) {
-  const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "accept_tree");
-  const Caches moved(walks.batch, caches, cache_seqlens, block_table, "accept_tree");
+// Walks where find says so, and moves the entries, in three slices.
+template <typename FindPath>
+void compact(const Walks& walks, const Caches& caches, const FindPath& find) {
+  constexpr int kSlices = 3;
   Rubbish list(sizeof(MoveList));
   MoveList& moves = *list.data<MoveList>();
-  run(walks.batch,
-      [&](Group& group, int64_t request) { find_path(group, walks.view, request, 0, moves); });
-  constexpr int kSlices = 3;
-  for (const CacheTable& table : cache_tables(moved.layouts)) {
+  for (const CacheTable& table : cache_tables(caches.layouts)) {
     for (int slice = 0; slice < kSlices; ++slice) {
       run(walks.batch, [&](Group& group, int64_t request) {
-        const int count = find_path(group, walks.view, request, slice, moves);
-        const int n = list_moves(group, moved.slots, table, request, count, moves);
+        const int count = find(group, request, slice, moves);
+        const int n = list_moves(group, caches.slots, table, request, count, moves);
         if (table.packet_bytes == 16) move_entries<16>(group, table, moves, n, slice, kSlices);
         if (table.packet_bytes == 4) move_entries<4>(group, table, moves, n, slice, kSlices);
         if (table.packet_bytes == 1) move_entries<1>(group, table, moves, n, slice, kSlices);
       });
     }
   }
+  check_intact(list);
+}
+
+WalkTensors accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
+                        std::vector<Tensor> caches, Tensor cache_seqlens,
+                        std::optional<Tensor> block_table, int64_t max_depth) {
+  const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "accept_tree");
+  const Caches moved(walks.batch, caches, cache_seqlens, block_table, "accept_tree");
+  Rubbish list(sizeof(MoveList));
+  run(walks.batch, [&](Group& group, int64_t request) {
+    find_path(group, walks.view, request, 0, *list.data<MoveList>());
+  });
+  compact(walks, moved, [&](Group& group, int64_t request, int slice, MoveList& moves) {
+    return find_path(group, walks.view, request, slice, moves);
+  });
   return walks.tensors();
 }
 
 WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
                            Tensor logits, std::optional<Tensor> temperature, double epsilon,
-                           double delta, int64_t max_depth) {
+                           double delta, std::vector<Tensor> caches, Tensor cache_seqlens,
+                           std::optional<Tensor> block_table, int64_t max_depth) {
   const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "typical_accept");
+  const Caches moved(walks.batch, caches, cache_seqlens, block_table, "typical_accept");
   const TypicalArguments arguments(walks, logits, temperature, epsilon, delta, "typical_accept");
   with_type(arguments.view.dtype, [&](auto type) {
     Rubbish scratch(sizeof(TypicalScratch)), path(4 * kMaxNodes);
@@ -134,6 +147,10 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
       typical_accept_request<Group, decltype(type)>(
           group, arguments.view, request, *scratch.data<TypicalScratch>(), path.data<int32_t>());
     });
+    check_intact(path);
+  });
+  compact(walks, moved, [&](Group& group, int64_t request, int, MoveList& moves) {
+    return read_path(group, walks.view, request, moves);
   });
   return walks.tensors();
 }
@@ -185,8 +202,9 @@ STABLE_TORCH_LIBRARY(dspark_lockstep, m) {
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
-      "Tensor logits, Tensor? temperature, float epsilon, float delta, int max_depth) -> (Tensor, "
-      "Tensor, Tensor, Tensor)");
+      "Tensor logits, Tensor? temperature, float epsilon, float delta, Tensor(a!)[] caches, "
+      "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "chain_reject(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, Tensor "
       "temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)");
