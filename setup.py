@@ -107,7 +107,7 @@ class BuildNative(build_ext):
         nvcc = find_nvcc() if any(source.endswith(".cu") for source in ext.sources) else None
         archs = cuda_archs(nvcc) if nvcc else []
         compiler = shlex.split(os.environ.get("CXX", "g++"))
-        # warnings are for our code (-I), not for torch's (-isystem); gcc 12 warns in its own immintrin.h
+        # warnings are for our code (-I), not for torch (-isystem); gcc 12 warns in immintrin.h
         common = ["-std=c++20", "-O3", f"-I{CSRC}", "-isystem", str(torch_include())]
         common += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
