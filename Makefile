@@ -15,6 +15,10 @@ test: $(VENV)/built
 	$(BIN)/pytest
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
 
+# on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check
+
 lint: $(VENV)/built
 	$(BIN)/pre-commit run --all-files
 

@@ -107,9 +107,10 @@ class BuildNative(build_ext):
         nvcc = find_nvcc() if any(source.endswith(".cu") for source in ext.sources) else None
         archs = cuda_archs(nvcc) if nvcc else []
         compiler = shlex.split(os.environ.get("CXX", "g++"))
-        # warnings are for our code (-I), not for torch (-isystem); gcc 12 warns in immintrin.h
+        # warnings are for our code (-I), not for torch's (-isystem)
         common = ["-std=c++20", "-O3", f"-I{CSRC}", "-isystem", str(torch_include())]
         common += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+        # gcc 12 finds fault with its own immintrin.h
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
         if os.environ.get("DSPARK_SANITIZE") == "1":

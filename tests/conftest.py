@@ -6,6 +6,9 @@ import shutil
 import pytest
 import torch
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import triton_interpreter  # noqa: F401
+
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where ops run")

@@ -123,9 +123,9 @@ SHAPES = [  # M, V, D, k
     (1, 1, 1, 1),
     (1, 97, 64, 1),
     (5, 130, 33, 8),
-    (8, 333, 100, 16),
-    (9, 49, 576, 49),
-    (17, 257, 65, 64),
+    (8, 133, 100, 16),
+    (9, 49, 320, 49),
+    (17, 90, 65, 64),
     (64, 100, 31, 5),
     (70, 65, 200, 2),
 ]
@@ -175,13 +175,16 @@ def test_a_shard_has_the_ids_and_the_noise_of_the_whole(offset, device):
 @pytest.mark.parametrize("k", [1, 5, 64])
 def test_ties_go_to_the_lowest_row(k, device):
     arguments = inputs(M=6, V=150, k=k, device=device)
+    for name in ("x", "weight", "bias"):
+        arguments[name].round_()  # small integers: every sum is exact
     arguments["weight"][:] = arguments["weight"][torch.arange(150) % 3]
+    arguments["weight"][:, 0] += torch.arange(150, device=device) % 3  # three distinct scores
+    arguments["x"][:, 0] = 100
     arguments["bias"][:] = 0
     _, ids, _ = dspark_kernels.linear_topk(**arguments)
-    best = ids % 3
-    assert (best[:, :1] == best[:, : min(k, 50)]).all()
-    counting = torch.arange(min(k, 50), device=device) * 3 + best[:, :1]
-    assert torch.equal(ids[:, : min(k, 50)], counting)
+    first = min(k, 50)
+    counting = torch.arange(first, device=device) * 3 + ids[:, :1] % 3
+    assert torch.equal(ids[:, :first], counting)
 
 
 @pytest.mark.backend
@@ -251,7 +254,7 @@ def test_draws_from_the_softmax(device):
         )
         return [tensor.cpu() for tensor in result]
 
-    counts, logits = draws(public, count=1000)
+    counts, logits = draws(public, count=256)
     statistic, limit = chi_square(counts, (logits / 0.7).softmax(0))
     assert statistic < limit
 

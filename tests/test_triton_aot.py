@@ -1,5 +1,7 @@
 """Every Triton kernel × entry of the table of tiles, compiled for three GPUs without one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,10 +9,11 @@ pytest.importorskip("triton")
 
 import triton_aot
 
+from benchmarks import tune
+from dspark_kernels.triton import tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
 from dspark_kernels.triton.linear_topk import linear_topk
 from dspark_kernels.triton.sample_logits import sample_logits
-from dspark_kernels.triton.tiles import TILES
 from dspark_kernels.triton.tree_attention import tree_attention
 
 DTYPES = {"half": torch.bfloat16, "single": torch.float32, "fp8": torch.float8_e4m3fn}
@@ -75,7 +78,7 @@ def call_tree_attention(dtype, rows, width):
 
 CASES = [
     pytest.param(op, kind, capability, limits, id=f"{op}-{kind}-sm{capability}-{index}")
-    for (op, kind, capability), entries in TILES.items()
+    for (op, kind, capability), entries in tiles.TILES.items()
     for index, (limits, *_) in enumerate(entries)
     if (kind, capability) != ("fp8", 80)  # Triton has no e4m3 below 8.9
 ]
@@ -118,3 +121,8 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
         if code.kernel == f"_{op}_kernel" and kind != "single":
             used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
             assert used == {MATRIX_UNIT[capability]}, code
+
+
+def test_tune_writes_the_table_as_it_is():
+    text = tune.render(tiles.TILES, tiles.CROSSOVER, tiles.MEASURED)
+    assert text == Path(tiles.__file__).read_text()

@@ -80,17 +80,25 @@ DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
   return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
 }
 
-// to[k][column + i] = row(i)[k] for i < count rows of `depth` numbers; a null row is one of zeros.
+// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; a null row is one
+// of zeros.
 template <class G, class Row>
 DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
                                   const Row& row) {
   auto team = g.team();
-  for (int i = team.index(); i < pitch; i += team.count()) {
-    const auto* from = i < count ? row(i) : nullptr;
+  for (int first = team.index() * G::kWidth; first < pitch; first += team.count() * G::kWidth) {
     for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
-      alignas(16) float numbers[G::kWidth];
-      G::store(numbers, from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k));
-      for (int j = 0; j < G::kWidth && k + j < depth; ++j) to[(k + j) * pitch + i] = numbers[j];
+      typename G::Vector block[G::kWidth];
+      DSPARK_UNROLL
+      for (int i = 0; i < G::kWidth; ++i) {
+        const auto* from = first + i < count ? row(first + i) : nullptr;
+        block[i] = from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k);
+      }
+      G::transpose(block);
+      DSPARK_UNROLL
+      for (int j = 0; j < G::kWidth; ++j) {
+        if (k + j < depth) G::store(to + (k + j) * pitch + first, block[j]);
+      }
     }
   }
   g.sync();

@@ -18,6 +18,7 @@
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
+//   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
 //   uint32_t float_bits(float), float bits_float(uint32_t)
 //   kExpand                      nodes of a tree expanded at once

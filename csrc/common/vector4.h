@@ -123,6 +123,17 @@ struct Vector4Lanes {
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     return for_lanes4<Mask4>([&](int i) { return i < count; });
   }
+  static DSPARK_FORCE_INLINE void transpose(Vector (&block)[kWidth]) {
+    DSPARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      DSPARK_UNROLL
+      for (int j = 0; j < i; ++j) {
+        const float upper = block[j].lane[i];
+        block[j].lane[i] = block[i].lane[j];
+        block[i].lane[j] = upper;
+      }
+    }
+  }
   static DSPARK_FORCE_INLINE float fold_sum(Vector v) {
     return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]);
   }

@@ -61,6 +61,7 @@ def tree_attention(
         check.tensor(name, cache, cache_dims, (*FLOATS, FP8))
         if cache.dtype != FP8:
             check.same_dtype("q", q.dtype, **{name: cache})
+    check.same_dtype("k_cache", k_cache.dtype, v_cache=v_cache)
     kv_heads = k_cache.shape[2]
     check.require(
         kv_heads > 0 and heads % kv_heads == 0,

@@ -44,7 +44,7 @@ def uniform(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
 
 @triton.jit
 def gumbel(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
-    """Standard Gumbel noise -log(-log1p(-u)), where log1p(-u) = log(w)·u / (1 - w), w = fl(1 - u)."""
+    """Standard Gumbel noise -log(-log1p(-u)); log1p(-u) = log(w)·u / (1 - w), w = fl(1 - u)."""
     u = uniform(seed, position, ids, stream)
     w = 1.0 - u
     exponential = tl.where(w == 1.0, u, tl.log(w) * (u / (w - 1.0)))

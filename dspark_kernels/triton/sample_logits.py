@@ -1,8 +1,8 @@
 """`sample_logits`: the draw from logits that exist, cut at a floor found by search, not by sorting.
 
 Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or
-less than top_p of the mass. The floor is the lowest such value, found among the float32 bit patterns
-in 8 passes of 16 intervals.
+less than top_p of the mass. The floor is the lowest such value, found among the bit patterns of
+float32 in 8 passes of 16 intervals.
 """
 
 import torch

@@ -1,15 +1,18 @@
-"""The table of tiles: (op, dtype class, compute capability) -> entries; the first that fits serves.
+"""The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
 linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
 KV head, E) for tree_attention.
 
-Not measured: chosen on paper, and checked by compiling (`tests/test_triton_aot.py`).
+`python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
+checked by compiling (`tests/test_triton_aot.py`).
 """
 
 ANY = 1 << 30
 
-# rows up to which linear_topk reads the weight once instead of multiplying in chunks
+MEASURED = {}
+
+# rows of x up to which linear_topk is fused; above it works in chunks
 CROSSOVER = {80: 64, 90: 64, 100: 64}
 
 TILES = {
@@ -37,12 +40,24 @@ TILES = {
     ("linear_topk", "single", 100): [
         ((ANY, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 8, 3, 1),
     ],
-    ("logits_topk", "single", 80): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
-    ("logits_topk", "single", 90): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
-    ("logits_topk", "single", 100): [((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4)],
-    ("sample_logits", "single", 80): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
-    ("sample_logits", "single", 90): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
-    ("sample_logits", "single", 100): [((ANY,), {"BLOCK_V": 1024}, 8, 2, 1)],
+    ("logits_topk", "single", 80): [
+        ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
+    ],
+    ("logits_topk", "single", 90): [
+        ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
+    ],
+    ("logits_topk", "single", 100): [
+        ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
+    ],
+    ("sample_logits", "single", 80): [
+        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+    ],
+    ("sample_logits", "single", 90): [
+        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+    ],
+    ("sample_logits", "single", 100): [
+        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+    ],
     ("draft_blocks", "half", 80): [
         ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 1),
         ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 3, 2),
@@ -78,7 +93,7 @@ TILES = {
         ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
         ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
-    ("tree_attention", "fp8", 80): [  # needs capability 8.9
+    ("tree_attention", "fp8", 80): [
         ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),
         ((ANY, 256), {"BLOCK_M": 32, "BLOCK_N": 32}, 8, 2, 1),
     ],

@@ -3,8 +3,8 @@
 The query heads of a KV group and the nodes are packed into the rows of a tile, node-major, so that
 a tile of the cache is read once for all of them. Every program owns a share of the prefix, which
 needs no mask; the last one adds the tail, with one ancestor word per row and tile of nodes. The
-shares are merged by a second kernel rather than by the last program to arrive: that needs no counters
-to reset between launches.
+shares are merged by a second kernel rather than by the last program to arrive: that needs no
+counters to reset between launches.
 """
 
 import math
@@ -86,7 +86,7 @@ def _tree_attention_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
-    kv_head = tl.program_id(1) % KV_HEADS
+    kv_head = (tl.program_id(1) % KV_HEADS).to(tl.int64)
     split, splits = tl.program_id(2), tl.num_programs(2)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # over nodes and heads of the group
     inside = row < N * GROUP

@@ -68,6 +68,24 @@ struct SimdGroup : SerialGroup {
     return __builtin_shuffle(value, from);
   }
 
+  static DSPARK_FORCE_INLINE void transpose(Vector (&block)[kWidth]) {
+    DSPARK_UNROLL
+    for (int step = 1; step < kLanes; step *= 2) {
+      Ints low, high;  // which lanes of (row, row + step) become the new row and row + step
+      for (int i = 0; i < kLanes; ++i) {
+        low[i] = i & step ? kLanes + i - step : i;
+        high[i] = i & step ? kLanes + i : i + step;
+      }
+      DSPARK_UNROLL
+      for (int row = 0; row < kLanes; ++row) {
+        if (row & step) continue;
+        const Vector a = block[row], b = block[row + step];
+        block[row] = __builtin_shuffle(a, b, low);
+        block[row + step] = __builtin_shuffle(a, b, high);
+      }
+    }
+  }
+
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
                                            Stream stream) {
     Words words;

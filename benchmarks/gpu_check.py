@@ -1,0 +1,103 @@
+"""Everything that only a GPU can tell, in under 9 minutes: python -m benchmarks.gpu_check
+
+Builds the native library, runs the tests of every op on the GPU, runs compute-sanitizer over one
+small call of each, and measures - only if all tests passed. Needs torch, Triton, nvcc and pytest.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 9 * 60  # seconds
+
+
+class Step:
+    """One command, its log file and how it went."""
+
+    def __init__(self, name, command, seconds, **environment):
+        self.name, self.command, self.seconds = name, command, seconds
+        self.environment = {**os.environ, **environment}
+        self.outcome, self.duration = "not run", 0.0
+
+    def run(self, logs, end):
+        """Run within the step's seconds and the time left; True if the command succeeded."""
+        print(f"--- {self.name}: {' '.join(self.command)}", flush=True)
+        start, log = time.monotonic(), logs / f"{self.name}.log"
+        with log.open("w") as output:
+            try:
+                code = subprocess.run(
+                    self.command, cwd=ROOT, env=self.environment, stdout=output,
+                    stderr=subprocess.STDOUT, timeout=max(1, min(self.seconds, end - start)),
+                ).returncode  # fmt: skip
+                self.outcome = "passed" if code == 0 else f"FAILED ({code})"
+            except subprocess.TimeoutExpired:
+                self.outcome = "FAILED (out of time)"
+        self.duration = time.monotonic() - start
+        text = log.read_text()
+        print("".join(text.splitlines(keepends=True)[-40:]), flush=True)
+        if "Device not supported" in text:  # compute-sanitizer inside some sandboxes
+            self.outcome = "not possible on this machine"
+        return not self.outcome.startswith("FAILED")
+
+
+def pytest(*arguments):
+    """A command that runs tests on the GPU, on several processes where pytest-xdist is there."""
+    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    return [sys.executable, "-m", "pytest", "--device", "cuda", *parallel, *arguments]
+
+
+def op_tests():
+    """The test files of the ops, by stem."""
+    stems = (path.stem for path in (ROOT / "dspark_kernels/ops").glob("[!_]*.py"))
+    files = (ROOT / f"tests/test_{stem}.py" for stem in stems)
+    return sorted(str(file.relative_to(ROOT)) for file in files if file.exists())
+
+
+def sanitizer():
+    """compute-sanitizer over one small call of every op: out-of-bounds and misaligned accesses."""
+    return [
+        "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
+        sys.executable, "-m", "pytest", "--device", "cuda", "tests/test_every_op.py", "-k", "runs",
+    ]  # fmt: skip
+
+
+def steps(results):
+    """The steps in order; a benchmark of kernels that fail their tests is worth nothing."""
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    bench = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--csv", str(results)]
+    yield Step("build", build, 150)
+    yield Step("tests", pytest(*op_tests(), "tests/test_every_op.py"), 300)
+    if shutil.which("compute-sanitizer"):
+        yield Step("sanitizer", sanitizer(), 150, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    yield Step("benchmarks", bench, 300)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--logs", type=Path, default=ROOT / "build/gpu_check")
+    options = parser.parse_args()
+    options.logs.mkdir(parents=True, exist_ok=True)
+    options.csv.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + DEADLINE
+    done, passed = [], True
+    for step in steps(options.csv):
+        if passed or step.name == "sanitizer":
+            passed = step.run(options.logs, end) and passed
+        done.append(step)
+    print("\n| step | outcome | seconds |\n|---|---|---|")
+    for step in done:
+        print(f"| {step.name} | {step.outcome} | {step.duration:.0f} |")
+    if not shutil.which("compute-sanitizer"):
+        print("compute-sanitizer is not installed: memory accesses were not checked")
+    sys.exit(0 if passed else 1)
+
+
+if __name__ == "__main__":
+    main()

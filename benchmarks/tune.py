@@ -1,0 +1,201 @@
+"""Measure tiles on this GPU and rewrite its part of dspark_kernels/triton/tiles.py.
+
+    python -m benchmarks.tune [--minutes 20] [--op linear_topk]
+
+From every entry of the table it walks downhill: one block size, or number of warps, stages or
+programs at a time is halved, doubled or changed by one, and what is faster is kept, until nothing
+helps. Times are medians with a cold L2; a candidate whose result differs is out.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+import triton
+
+from dspark_kernels.triton import config, tiles
+from dspark_kernels.triton.draft_blocks import draft_blocks
+from dspark_kernels.triton.linear_topk import linear_topk
+from dspark_kernels.triton.sample_logits import sample_logits
+from dspark_kernels.triton.tree_attention import tree_attention
+
+V, D = 151936, 4096
+DTYPES = {"half": torch.bfloat16, "single": torch.float32, "fp8": torch.float8_e4m3fn}
+FIXED = ("BLOCK_M",)  # the shape class
+BATCHES = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # where to look for the crossover
+HEADER = '''\
+"""The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
+
+An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
+KV head, E) for tree_attention.
+
+`python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
+checked by compiling (`tests/test_triton_aot.py`).
+"""
+
+ANY = 1 << 30
+
+'''
+
+
+def normal(*shape, dtype=torch.bfloat16):
+    return torch.randn(*shape, device="cuda").to(dtype)
+
+
+def noise(rows):
+    numbers = torch.arange(rows, device="cuda")
+    return torch.ones(rows, device="cuda"), numbers, numbers + 1000
+
+
+def case(op, kind, sizes):
+    """A call of the op's launcher at these sizes, on data that does not fit the L2."""
+    dtype = DTYPES[kind]
+    if op == "linear_topk":
+        x, weight = normal(min(sizes[0], 64), D, dtype=dtype), normal(V, D, dtype=dtype)
+        arguments = (x, weight, min(sizes[1], 8), None, *noise(len(x)), None, 0)
+        return lambda: linear_topk(*arguments)
+    if op == "logits_topk":
+        x, weight = normal(256, D), normal(V, D)
+        return lambda: linear_topk(x, weight, 8, None, *noise(256), None, 0)
+    if op == "sample_logits":
+        logits, top_p = normal(64, V), torch.full((64,), 0.9, device="cuda")
+        return lambda: sample_logits(logits, *noise(64), None, top_p, None)
+    if op == "draft_blocks":
+        hidden, bias = normal(min(sizes[0], 64), D, dtype=dtype), normal(5, D, dtype=dtype)
+        weight = normal(5, D, D, dtype=dtype)
+        return lambda: draft_blocks(hidden, weight, bias, None, None)
+    rows, width = min(sizes[0], 256), min(sizes[1], 256)
+    batch, nodes, heads, group, slots = 4, rows // 4, 8, 4, 16384
+    q = normal(batch, nodes, heads * group, width, dtype=torch.bfloat16 if kind == "fp8" else dtype)
+    cache = normal(2, batch, slots, heads, width, dtype=dtype)
+    lengths = torch.full((batch,), slots - nodes, dtype=torch.int32, device="cuda")
+    ancestors = torch.full((batch, nodes, (nodes + 63) // 64), -1, device="cuda")
+    arguments = (q, *cache, lengths, ancestors, width**-0.5, None, 0, 0.0, None, None)
+    return lambda: tree_attention(*arguments)
+
+
+def neighbours(entry):
+    """The entries one step away."""
+    limits, blocks, warps, stages, per_sm = entry
+    for name, size in blocks.items():
+        if name not in FIXED:
+            for changed in (size // 2, size * 2):
+                new = {**blocks, name: changed}
+                if changed >= 16 and new.get("SLICE", 0) <= new.get("BLOCK_V", 0):
+                    yield limits, new, warps, stages, per_sm
+    for changed in {max(warps // 2, 1), min(warps * 2, 16)} - {warps}:
+        yield limits, blocks, changed, stages, per_sm
+    for changed in {max(stages - 1, 1), stages + 1} - {stages}:
+        yield limits, blocks, warps, changed, per_sm
+    for changed in {max(per_sm - 1, 1), per_sm + 1} - {per_sm}:
+        yield limits, blocks, warps, stages, changed
+
+
+def measure(call, expected=None):
+    """Median microseconds of call(), infinite if it cannot run or gives something else."""
+    try:
+        result = call()
+        if expected is not None and not close(result, expected):
+            return float("inf")
+        return 1000 * triton.testing.do_bench(call, return_mode="median")
+    except (triton.TritonError, RuntimeError):
+        return float("inf")
+
+
+def close(result, expected):
+    pairs = zip(flat(result), flat(expected), strict=True)
+    return all(torch.allclose(a.float(), b.float(), rtol=2e-2, atol=2e-2) for a, b in pairs)
+
+
+def flat(result):
+    """The float outputs of a call; ids may differ in near-ties."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    return [tensor for tensor in outputs if tensor.is_floating_point()]
+
+
+def descend(key, index, deadline):
+    """Replace entry `index` of the table at `key` by the fastest found before the deadline."""
+    op, kind, _ = key
+    entries = config.TILES[key]
+    call = case(op, kind, entries[index][0])
+    expected, best = call(), measure(call)
+    first, tried, improved = best, [entries[index]], True
+    while improved and time.time() < deadline:
+        improved, start = False, entries[index]
+        for candidate in neighbours(start):
+            if candidate in tried or time.time() >= deadline:
+                continue
+            tried.append(candidate)
+            kept, entries[index] = entries[index], candidate
+            duration = measure(call, expected)
+            if duration < 0.99 * best:
+                best, improved = duration, True
+            else:
+                entries[index] = kept
+    print(f"{op} {kind} {entries[index][0]}: {first:.1f} -> {best:.1f} us, {len(tried)} tried")
+
+
+def find_crossover(capability):
+    """The largest number of rows up to which the fused kernel is at least as fast as the chunks."""
+    weight, largest = normal(V, D), 0
+    for rows in BATCHES:
+        x = normal(rows, D)
+        durations = []
+        for limit in (1 << 30, 0):
+            config.CROSSOVER[capability] = limit
+            durations.append(
+                measure(lambda x=x: linear_topk(x, weight, 8, None, *noise(len(x)), None, 0))
+            )
+        print(f"crossover: {rows} rows fused {durations[0]:.1f} us, chunked {durations[1]:.1f} us")
+        if durations[0] > durations[1]:
+            break
+        largest = rows
+    return largest
+
+
+def render(table, crossover, measured):
+    """The text of tiles.py."""
+    lines = [HEADER, f"MEASURED = {measured!r}\n\n".replace("'", '"')]
+    lines.append("# rows of x up to which linear_topk is fused; above it works in chunks\n")
+    lines.append(f"CROSSOVER = {crossover!r}\n\nTILES = {{\n")
+    for (op, kind, capability), entries in table.items():
+        lines.append(f'    ("{op}", "{kind}", {capability}): [\n')
+        for limits, *values in entries:
+            sizes = ", ".join("ANY" if size == tiles.ANY else str(size) for size in limits)
+            sizes += "," * (len(limits) == 1)
+            blocks = ", ".join(f'"{name}": {size}' for name, size in values[0].items())
+            numbers = ", ".join(map(str, values[1:]))
+            lines.append(f"        (({sizes}), {{{blocks}}}, {numbers}),\n")
+        lines.append("    ],\n")
+    lines.append("}\n")
+    return "".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20, help="stop looking after this long")
+    parser.add_argument("--op", help="only this op of the table")
+    options = parser.parse_args()
+    end = time.time() + 60 * options.minutes
+    capability = config.device_of(torch.empty(0, device="cuda")).capability
+    jobs = [
+        (key, index)
+        for key, entries in config.TILES.items()
+        for index in range(len(entries))
+        if key[2] == capability and options.op in (None, key[0])
+    ]
+    for done, (key, index) in enumerate(jobs):
+        now = time.time()
+        descend(key, index, now + max(0, end - now) / (len(jobs) - done))
+    if options.op in (None, "linear_topk"):
+        config.CROSSOVER[capability] = find_crossover(capability)
+    name = torch.cuda.get_device_name()
+    measured = f"{name}, torch {torch.__version__}, Triton {triton.__version__}"
+    text = render(config.TILES, config.CROSSOVER, tiles.MEASURED | {capability: measured})
+    Path(tiles.__file__).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""One small call of every op, chained like a step: for compute-sanitizer and CUDA graphs."""
+
+import pytest
+import torch
+
+import dspark_kernels as dk
+
+B, H, D, V, C, R, N, K = 2, 3, 64, 300, 8, 16, 12, 4
+HQ, HKV, E, CAPACITY = 4, 2, 32, 64
+
+
+@pytest.fixture
+def inputs(device):
+    """The tensors of one step in float16, and two KV caches."""
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape, dtype=torch.float16):
+        return torch.randn(*shape, generator=g).mul(0.3).to(device, dtype)
+
+    def integers(high, *shape, dtype=torch.int64):
+        return torch.randint(0, high, shape, generator=g).to(device, dtype)
+
+    return {
+        "hidden": normal(B, D), "blocks": normal(H, D, D), "block_bias": normal(H, D),
+        "lm_head": normal(V, D), "gate": normal(B, H, 2 * R, dtype=torch.float32),
+        "table_in": normal(V, R), "table_out": normal(V, R), "mix": normal(2 * R, R),
+        "depth_scale": normal(H, R, dtype=torch.float32), "root": integers(V, B),
+        "history": integers(3, B, 40), "lengths": integers(20, B, dtype=torch.int32) + 20,
+        "path_scores": torch.full((B, 2, K), 0.5, device=device),
+        "q": normal(B, N, HQ, E), "k_cache": normal(B, CAPACITY, HKV, E),
+        "v_cache": normal(B, CAPACITY, HKV, E),
+        "cache_seqlens": integers(CAPACITY - N, B, dtype=torch.int32),
+        "node_hidden": normal(B * N, D), "temperature": torch.full((B,), 0.8, device=device),
+        "seed": integers(2**60, B), "position": integers(2**30, B),
+    }  # fmt: skip
+
+
+def every_op(i):
+    """The outputs of all ops as one flat list."""
+    noise = {name: i[name].repeat_interleave(H) for name in ("temperature", "seed", "position")}
+    node_noise = {name: i[name].repeat_interleave(N) for name in noise}
+    heads = dk.draft_blocks(i["hidden"], i["blocks"], i["block_bias"])
+    keys, ids, lse = dk.linear_topk(heads.flatten(0, 1), i["lm_head"], C, **noise)
+    shards = [tensor.unsqueeze(0) for tensor in (keys, ids, lse)]
+    merged = dk.merge_topk(*shards, 3)
+    paths, matched = dk.context_lookup(i["history"], i["lengths"], num_paths=2, path_length=K)
+    tree = dk.glm_tree(
+        ids.view(B, H, C), keys.view(B, H, C), lse.view(B, H), i["gate"], i["root"],
+        i["table_in"], i["table_out"], i["mix"], i["depth_scale"], num_nodes=N,
+        temperature=i["temperature"], paths=paths, path_scores=i["path_scores"],
+    )  # fmt: skip
+    caches, lengths = [i["k_cache"], i["v_cache"]], i["cache_seqlens"]
+    out, out_lse = dk.tree_attention(
+        i["q"], *caches, lengths, tree.ancestors, window=30, softcap=20.0, return_lse=True
+    )
+    drawn = dk.linear_topk(i["node_hidden"], i["lm_head"], 1, **node_noise)
+    targets = drawn[1].view(B, N)
+    walk = dk.accept_tree(tree, targets, caches, lengths)
+    logits = (i["node_hidden"] @ i["lm_head"].T).view(B, N, V)
+    typical = dk.typical_accept(tree, targets, logits, caches, lengths)
+    top_k = torch.full((B * N,), 20, dtype=torch.int32, device=logits.device)
+    top_p = torch.full((B * N,), 0.9, device=logits.device)
+    sampled = dk.sample_logits(logits.flatten(0, 1), top_k=top_k, top_p=top_p, **node_noise)
+    chain = dk.chain_reject(
+        targets[:, :K], logits[:, :K], logits[:, : K + 1], i["temperature"], i["seed"],
+        i["position"],
+    )  # fmt: skip
+    return [
+        heads, keys, ids, lse, *merged, paths, matched, *tree, out, out_lse, *drawn, *walk,
+        *typical, sampled, *chain, *caches,
+    ]  # fmt: skip
+
+
+def test_runs(inputs):
+    for tensor in every_op(inputs):
+        assert not tensor.isnan().any()
+
+
+def test_cuda_graph(inputs, device):
+    """A captured step gives what the same step gives call by call: no host sync, fixed shapes."""
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs need --device cuda")
+    fresh = {name: tensor.clone() for name, tensor in inputs.items()}
+    expected = [tensor.clone() for tensor in every_op(inputs)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = every_op(inputs)
+    for name, tensor in inputs.items():  # accept_tree moved rows of the caches
+        tensor.copy_(fresh[name])
+    graph.replay()
+    torch.cuda.synchronize()
+    for output, value in zip(outputs, expected, strict=True):
+        assert torch.equal(output, value)

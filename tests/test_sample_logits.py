@@ -1,0 +1,233 @@
+import math
+
+import pytest
+import torch
+from chi_square import chi_square
+from dtypes import DTYPES
+
+import dspark_kernels
+from dspark_kernels.reference.noise import gumbel
+from dspark_kernels.reference.sample_logits import kept_tokens
+from dspark_kernels.reference.sample_logits import sample_logits as reference
+
+NAMES = ("logits", "temperature", "seed", "position", "top_k", "top_p", "min_p")
+
+
+def inputs(M=5, V=40, cuts="", dtype=torch.float32, seed=0, device="cpu", scale=2.0):
+    """Arguments of the op by name; `cuts` names the truncations, which differ from row to row."""
+    g = torch.Generator().manual_seed(seed)
+    every = {
+        "logits": (torch.randn(M, V, generator=g) * scale).to(dtype),
+        "temperature": torch.tensor([1.0, 0.5, 0.0, 2.0, 0.1]).repeat(M)[:M],
+        "seed": torch.randint(-(2**63), 2**63 - 1, (M,), generator=g),
+        "position": torch.randint(0, 2**40, (M,), generator=g),
+        "top_k": torch.tensor([3, 0, 1, 10**6, 7, 1], dtype=torch.int32).repeat(M)[:M],
+        "top_p": torch.tensor([0.9, 1.0, 0.4, 0.03, 0.7, 0.0, 0.999]).repeat(M)[:M],
+        "min_p": torch.tensor([0.0, 0.1, 1.0, 0.001, 0.05, 0.9]).repeat(M)[:M],
+    }
+    names = ("logits", "temperature", "seed", "position", *cuts.split())
+    return {name: every[name].to(device) for name in names}
+
+
+def positional(arguments):
+    return tuple(arguments.get(name) for name in NAMES)
+
+
+def check(arguments):
+    """The public op against the reference: another id must have a score within rounding."""
+    ids, expected = dspark_kernels.sample_logits(**arguments), reference(*positional(arguments))
+    assert ids.shape == expected.shape and ids.dtype == torch.int64
+    differs = (ids != expected).nonzero()[:, 0]
+    logits, temperature, seed, position = positional(arguments)[:4]
+    for row in differs.tolist():
+        scores = logits[row].float() / temperature[row]
+        scores += gumbel(
+            seed[row : row + 1], position[row : row + 1],
+            torch.arange(len(scores), device=scores.device),
+        )[0]  # fmt: skip
+        gap = scores[expected[row]] - scores[ids[row]]
+        assert abs(gap) <= 1e-5 * (1 + abs(scores[expected[row]])), (row, ids[row], expected[row])
+
+
+# --- the definition -----------------------------------------------------------------------------
+
+
+def kept_by_loops(scaled, top_k, top_p, min_p):
+    """The set of tokens kept from one row of logits / τ, by plain loops over sorted values."""
+    order = sorted(range(len(scaled)), key=lambda v: -scaled[v])
+    if 0 < top_k < len(scaled):
+        order = [v for v in order if scaled[v] >= scaled[order[top_k - 1]]]
+    weight = {v: math.exp(scaled[v] - scaled[order[0]]) for v in order}
+    total, above, kept = sum(weight.values()), 0.0, []
+    for v in order:
+        alike = kept and scaled[v] == scaled[kept[-1]]
+        if kept and not alike and top_p < 1 and above / total >= top_p:
+            break
+        kept.append(v)
+        above += weight[v]
+    return {v for v in kept if math.exp(scaled[v] - scaled[order[0]]) >= min_p}
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("top_k", [0, 1, 4, 30])
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.97, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.07])
+def test_definition_of_truncation(top_k, top_p, min_p, ties):
+    scaled = torch.randn(3, 20, generator=torch.Generator().manual_seed(top_k)) * 2
+    scaled = scaled.round() if ties else scaled
+    rows = (torch.full((3,), value) for value in (top_k, top_p, min_p))
+    kept = kept_tokens(scaled, *rows)
+    for row in range(3):
+        expected = kept_by_loops(scaled[row].tolist(), top_k, top_p, min_p)
+        assert set(kept[row].nonzero()[:, 0].tolist()) == expected
+
+
+def test_definition_without_temperature_is_argmax():
+    logits = torch.tensor([[1.0, 3.0, 3.0], [math.nan, -math.inf, -5.0], [math.nan] * 3])
+    assert reference(logits, *[None] * 6).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("cuts", ["", "top_k", "top_p", "min_p", "top_k top_p min_p"])
+def test_definition_draws_from_the_truncated_softmax(cuts):
+    count, V = 4000, 12
+    g = torch.Generator().manual_seed(2)
+    logits = torch.randn(1, V, generator=g) * 1.5
+    options = {
+        "top_k": torch.tensor([6]).int(), "top_p": torch.tensor([0.8]), "min_p": torch.tensor([0.1])
+    }  # fmt: skip
+    rows = [options[name] if name in cuts else None for name in options]
+    ids = reference(
+        logits.expand(count, -1), torch.full((count,), 0.8), torch.full((count,), 3),
+        torch.arange(count), *(None if row is None else row.expand(count) for row in rows),
+    )  # fmt: skip
+    counts = torch.bincount(ids, minlength=V).double()
+    kept = kept_tokens(logits / 0.8, *rows)[0]
+    assert (counts[~kept] == 0).all()
+    probabilities = torch.where(kept, logits[0].double() / 0.8, -math.inf).softmax(0)
+    statistic, limit = chi_square(counts, probabilities)
+    assert statistic < limit
+    if cuts:  # another truncation fails
+        statistic, limit = chi_square(counts, (logits[0].double() / 0.8).softmax(0))
+        assert statistic > limit
+
+
+# --- backends -----------------------------------------------------------------------------------
+
+CUTS = ["", "top_k", "top_p", "min_p", "top_k top_p", "top_k top_p min_p"]
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize(("M", "V"), [(1, 1), (5, 63), (9, 64), (7, 65), (12, 999)])
+def test_shapes(M, V, cuts, dtype, device):
+    check(inputs(M, V, cuts, dtype, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("cuts", CUTS)
+def test_large_vocabulary(cuts, device):
+    check(inputs(6, 20_011, cuts, seed=4, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("cuts", CUTS[1:])
+def test_ties_share_their_fate(cuts, device):
+    arguments = inputs(12, 50, cuts, device=device)
+    arguments["logits"].round_()
+    check(arguments)
+
+
+@pytest.mark.backend
+def test_truncation_by_repeated_draws(device):
+    """Many draws from one row: exactly the kept tokens come out."""
+    M, V = 600, 30
+    row = inputs(1, V, device=device)["logits"]
+    arguments = {
+        "logits": row.expand(M, -1),
+        "temperature": torch.full((M,), 5.0, device=device),
+        "seed": torch.arange(M, device=device),
+        "position": torch.zeros(M, dtype=torch.int64, device=device),
+        "top_k": torch.full((M,), 9, dtype=torch.int32, device=device),
+    }
+    ids = dspark_kernels.sample_logits(**arguments)
+    assert set(ids.tolist()) == set(row[0].topk(9).indices.tolist())
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("cuts", CUTS)
+def test_nan_and_infinite_logits(cuts, device):
+    arguments = inputs(6, 70, cuts, device=device)
+    logits = arguments["logits"]
+    logits[:, 5:30] = -math.inf
+    logits[:, 60:] = math.nan
+    logits[3] = math.nan
+    logits[4, :] = -math.inf
+    check(arguments)
+
+
+@pytest.mark.backend
+def test_argmax_goes_to_the_lowest_id(device):
+    logits = torch.zeros(3, 200, device=device)
+    logits[0, [30, 31, 190]] = 2
+    logits[1, [7, 100]] = 1
+    assert dspark_kernels.sample_logits(logits).tolist() == [30, 7, 0]
+
+
+@pytest.mark.backend
+def test_the_draw_is_that_of_linear_topk(device):
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(6, 16, generator=g).to(device), torch.randn(90, 16, generator=g)
+    noise = {
+        "temperature": torch.tensor([0.0, 0.5, 1.0, 2.0, 0.7, 1.0], device=device),
+        "seed": torch.arange(6, device=device),
+        "position": torch.arange(6, device=device) + 2**35,
+    }
+    ids = dspark_kernels.sample_logits(x @ weight.to(device).T, **noise)
+    drawn = dspark_kernels.linear_topk(x, weight.to(device), 1, **noise)[1]
+    assert torch.equal(ids, drawn[:, 0])
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_and_unused_memory(dtype, device):
+    arguments = inputs(5, 45, "top_k top_p", dtype, device=device)
+    poisoned = torch.full((5, 60), math.inf, dtype=dtype, device=device)
+    poisoned[:, 7:52] = arguments["logits"]
+    check(arguments | {"logits": poisoned[:, 7:52]})
+    check(arguments | {"logits": arguments["logits"].T.contiguous().T})
+    check(arguments | {"seed": arguments["seed"].repeat_interleave(2)[::2]})
+
+
+@pytest.mark.backend
+def test_no_rows(device):
+    assert dspark_kernels.sample_logits(**inputs(M=0, device=device)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"logits": torch.zeros(40)}, ValueError, r"logits must have shape \[M, V\]"),
+        ({"logits": torch.zeros(5, 0)}, ValueError, "logits must have at least one column"),
+        ({"logits": torch.zeros(5, 40).long()}, TypeError, "logits must have dtype float32"),
+        ({"temperature": torch.zeros(4)}, ValueError, "temperature must have shape"),
+        ({"temperature": -torch.ones(5)}, ValueError, "temperature must hold values >= 0"),
+        ({"seed": None}, ValueError, "seed must be given together with temperature"),
+        ({"position": None}, ValueError, "position must be given together with temperature"),
+        ({"top_k": torch.ones(5)}, TypeError, "top_k must have dtype int32"),
+        ({"top_k": torch.full((5,), -1).int()}, ValueError, "top_k must hold values >= 0, got -1"),
+        ({"top_p": torch.ones(5).half()}, TypeError, "top_p must have dtype float32"),
+        ({"top_p": torch.full((5,), 1.5)}, ValueError, "top_p must hold values from 0 to 1"),
+        ({"min_p": torch.ones(4)}, ValueError, "min_p must have shape"),
+        ({"min_p": -torch.ones(5)}, ValueError, "min_p must hold values from 0 to 1, got -1"),
+    ],
+)
+def test_errors(change, error, message):
+    with pytest.raises(error, match=f"sample_logits: {message}"):
+        dspark_kernels.sample_logits(**inputs() | change)
+
+
+@pytest.mark.parametrize("cuts", ["", "top_k top_p min_p"])
+def test_opcheck(cuts, device):
+    arguments = positional(inputs(cuts=cuts, device=device))
+    torch.library.opcheck(torch.ops.dspark.sample_logits.default, arguments)
