@@ -1,4 +1,4 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, shared memory; and what the library has."""
+"""What nvcc makes of the CUDA kernels: registers, spills, shared memory; what the library holds."""
 
 import ctypes
 import os
