@@ -68,6 +68,14 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch}" in known.stdout.split()]
 
 
+def cuda_targets(archs: list[str]) -> list[str]:
+    """What nvcc calls machine code for each architecture, and PTX of the last for newer GPUs."""
+    targets = [f"arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    portable = [arch for arch in archs if arch.isdigit()]  # the code of 90a runs on nothing newer
+    targets += [f"arch=compute_{arch},code=compute_{arch}" for arch in portable[-1:]]
+    return targets
+
+
 def dependencies(depfile: Path) -> list[Path]:
     """The files named in a makefile rule written by the compiler (-MD)."""
     rule = depfile.read_text().replace("\\\n", " ")
@@ -111,7 +119,7 @@ class BuildNative(build_ext):
             target = Path(self.build_temp) / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
-                    gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+                    gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]
                     flags = ["-ccbin", compiler[0], "--expt-relaxed-constexpr"]
                     flags += [f"-Xcompiler={flag}" for flag in host]
                     cuda_target = target.with_suffix(".cu.o")

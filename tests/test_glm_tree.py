@@ -229,14 +229,19 @@ def test_backend_hostile_values(spoil, device):
     assert_same_tree(tree, DraftTree(*reference(*inputs.values())))
 
 
-@pytest.mark.backend
-@pytest.mark.parametrize("nodes", [1, 2, 31, 64, 65, 200])
-def test_backend_ties_are_exact(nodes, device):
+def tied_inputs(nodes):
     inputs = glm_inputs(B=2, H=4, C=6, N=nodes, V=20, P=3, Q=6)
     inputs["keys"] = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -2.0]).expand(2, 4, 6).contiguous()
     inputs["table_out"][:] = 0.0
     inputs["logsumexp"][:] = -math.inf
     inputs["path_scores"] = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1).repeat(2, 1, 6)
+    return inputs
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("nodes", [1, 2, 31, 64, 65, 200])
+def test_backend_ties_are_exact(nodes, device):
+    inputs = tied_inputs(nodes)
     expected, tree = reference(*inputs.values()), public(to(inputs, device))
     for name in ("tokens", "parents", "depths", "ancestors", "num_nodes"):
         assert torch.equal(getattr(tree, name).cpu(), getattr(DraftTree(*expected), name)), name

@@ -53,7 +53,9 @@ def test_pipeline_makes_a_draft_that_predicts_better(prompts, tmp_path):
     draft = train(settings(prompts, tmp_path / "out"), model)
     report = json.loads((tmp_path / "out" / "training.json").read_text())
     assert report["training"]["steps"] == 12
-    assert set(report["held_out_tokens_per_step"]["total"]) == {"chain", "8", "16", "32", "64"}
+    for measured in report["held_out_tokens_per_step"].values():
+        assert set(measured["total"]) == {"chain", "8", "16", "32", "64"}
+        assert 1 <= measured["total"]["8"] <= measured["total"]["64"]
     loaded = DraftModel.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.calibration, draft.calibration)
     assert torch.equal(loaded.draft_vocab, draft.draft_vocab)

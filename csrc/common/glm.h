@@ -43,7 +43,7 @@ struct GlmWorkspace {
   float* rows_out;     // [R][Cp], transposed rows of table_out
   float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
   float* gates;        // [F][2 Rp]
-  float* states[2];    // [F][Rp] of this level and of the one above
+  float *even, *odd;   // [F][Rp] states of this level and of the one above
   float* keys;         // [Cp] of the level, -inf where a candidate is skipped
   float* scores;       // [F][Cp] of the children, and one per path after them
   int *items, *spare;  // what is selected from: nodes and children
@@ -62,13 +62,15 @@ struct GlmWorkspace {
     rows_out = mix + s.rank * 2 * rank;
     rows_in = rows_out + s.rank * candidates;
     gates = rows_in + nodes * rank;
-    states[0] = gates + nodes * 2 * rank;
-    states[1] = states[0] + nodes * rank;
-    keys = states[1] + nodes * rank;
+    even = gates + nodes * 2 * rank;
+    odd = even + nodes * rank;
+    keys = odd + nodes * rank;
     scores = keys + candidates;
     items = reinterpret_cast<int*>(scores + children);
     spare = items + nodes + children;
   }
+
+  DSPARK_FORCE_INLINE float* states(int level) const { return level % 2 == 0 ? even : odd; }
 };
 
 // The first `left` of kWidth numbers, zeros for the others.
@@ -78,17 +80,25 @@ DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
   return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
 }
 
-// to[k][column + i] = row(i)[k] for i < count rows of `depth` numbers; a null row is one of zeros.
+// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; a null row is one
+// of zeros.
 template <class G, class Row>
 DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
                                   const Row& row) {
   auto team = g.team();
-  for (int i = team.index(); i < pitch; i += team.count()) {
-    const auto* from = i < count ? row(i) : nullptr;
+  for (int first = team.index() * G::kWidth; first < pitch; first += team.count() * G::kWidth) {
     for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
-      float numbers[G::kWidth];
-      G::store(numbers, from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k));
-      for (int j = 0; j < G::kWidth && k + j < depth; ++j) to[(k + j) * pitch + i] = numbers[j];
+      typename G::Vector block[G::kWidth];
+      DSPARK_UNROLL
+      for (int i = 0; i < G::kWidth; ++i) {
+        const auto* from = first + i < count ? row(first + i) : nullptr;
+        block[i] = from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k);
+      }
+      G::transpose(block);
+      DSPARK_UNROLL
+      for (int j = 0; j < G::kWidth; ++j) {
+        if (k + j < depth) G::store(to + (k + j) * pitch + first, block[j]);
+      }
     }
   }
   g.sync();
@@ -139,21 +149,21 @@ DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
   g.sync();
 }
 
-// The state of every node from its parent's, and in rows_in the state scaled for the product with
-// the candidates' rows. parent_row: which state of the level above is the parent's.
+// The states of the nodes first .. first + count - 1 from their parents', and in rows_in the states
+// scaled for the product with the candidates' rows. parent_row: which state of the level above.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                      int level, const int* parent_row, int count,
+                                      int level, const int* parent_row, int first, int count,
                                       const GlmWorkspace& work) {
   using V = typename G::Vector;
   auto team = g.team();
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
   const float *gate = in.gate + level * 2 * shape.rank,
               *scale = in.depth_scale + level * shape.rank;
-  const float* above = work.states[(level + 1) % 2];
+  const float* above = work.states(level + 1);
   const V one = G::splat(1.0f), rate = G::splat(1.0f / in.temperature);
   for (int f = team.index(); f < count; f += team.count()) {
-    float *state_row = work.states[level % 2] + f * pitch, *row = work.rows_in + f * pitch;
+    float *state_row = work.states(level) + (first + f) * pitch, *row = work.rows_in + f * pitch;
     const float* mixed = work.gates + f * 2 * pitch;
     for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
       const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
@@ -168,23 +178,15 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
   g.sync();
 }
 
-// scores[f][c] = node_scores[f] · q(c | f) from the products in work.scores; 0 for ids out of
-// range.
+// scores[f][c] = node_scores[f] · q(c | f) in place of the products; 0 for ids out of range.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
-                                     const float* node_scores, int count,
-                                     const GlmWorkspace& work) {
+                                     const float* node_scores, int count, const GlmWorkspace& work,
+                                     float* scores) {
   using V = typename G::Vector;
   auto team = g.team();
   const int pitch = padded(shape.candidates), step = team.size() * G::kWidth;
   const V lowest = G::splat(-INFINITY), zero = G::splat(0.0f), one = G::splat(1.0f);
-  for (int c = g.lane(); c < pitch; c += g.size()) {
-    const int i = level * shape.candidates + c;
-    const bool known = c < shape.candidates && in.ids[i] >= 0 && in.ids[i] < shape.vocab;
-    work.keys[c] = known && in.keys[i] > -INFINITY ? in.keys[i] : -INFINITY;  // NaN is not above
-  }
-  g.sync();
-
   // the tail: log of the mass that the candidates leave to the rest of the vocabulary
   const float logsumexp = in.logsumexp[level];
   V sum = zero;
@@ -196,7 +198,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
 
   const V rate = G::splat(in.calibration == nullptr ? 1.0f : 1.0f / in.calibration[level]);
   for (int f = team.index(); f < count; f += team.count()) {
-    float* row = work.scores + f * pitch;
+    float* row = scores + f * pitch;
     V highest = lowest;
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
       V z = G::load(row + c) + G::load(work.keys + c);
@@ -222,23 +224,36 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   g.sync();
 }
 
-// All of it: work.scores[f][c] for the children of `count` nodes of a level.
+// What the nodes of a level share: the candidates' rows and keys.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                       int level, const int64_t* tokens, const int* parent_row,
-                                       const float* node_scores, int count,
-                                       const GlmWorkspace& work) {
-  const int rank = padded(shape.rank), candidates = padded(shape.candidates);
-  gather_rows(g, shape, in.table_in, tokens, count, work.rows_in);
-  product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
-  update_states(g, shape, in, level, parent_row, count, work);
+DSPARK_HOST_DEVICE void prepare_level(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                      int level, const GlmWorkspace& work) {
+  const int pitch = padded(shape.candidates);
   const int64_t* ids = in.ids + level * shape.candidates;
-  transpose(g, shape.candidates, shape.rank, candidates, work.rows_out, [&](int c) {
+  const float* keys = in.keys + level * shape.candidates;
+  for (int c = g.lane(); c < pitch; c += g.size()) {
+    const bool known = c < shape.candidates && ids[c] >= 0 && ids[c] < shape.vocab;
+    work.keys[c] = known && keys[c] > -INFINITY ? keys[c] : -INFINITY;  // NaN is not above
+  }
+  transpose(g, shape.candidates, shape.rank, pitch, work.rows_out, [&](int c) {
     const bool known = ids[c] >= 0 && ids[c] < shape.vocab;
     return known ? in.table_out + ids[c] * shape.table_out_stride : nullptr;
   });
-  product(g, count, shape.rank, candidates, work.rows_in, rank, work.rows_out, work.scores);
-  softmax_rows(g, shape, in, level, node_scores, count, work);
+}
+
+// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       int level, const int64_t* tokens, const int* parent_row,
+                                       const float* node_scores, int first, int count,
+                                       const GlmWorkspace& work) {
+  const int rank = padded(shape.rank), candidates = padded(shape.candidates);
+  float* const scores = work.scores + first * candidates;
+  gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in);
+  product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
+  update_states(g, shape, in, level, parent_row + first, first, count, work);
+  product(g, count, shape.rank, candidates, work.rows_in, rank, work.rows_out, scores);
+  softmax_rows(g, shape, in, level, node_scores + first, count, work, scores);
 }
 
 }  // namespace dspark

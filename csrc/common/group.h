@@ -6,6 +6,7 @@
 //   T min(T), T max(T)           over all members, the result in all of them
 //   int scan(int n, int* total)  the sum over the members before this one, and over all
 //   int add(int* counter, int n) atomic; returns the value before
+//   void lower(int* slot, int n) atomic; *slot becomes n if that is less
 //
 // All members call the collectives (sync, min, max, scan) together. Variables are a member's own;
 // what is shared lies behind pointers, in scratch memory that the caller provides. Groups that do
@@ -17,7 +18,11 @@
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
+//   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
+//   uint32_t float_bits(float), float bits_float(uint32_t)
+//   kExpand                      nodes of a tree expanded at once
+//   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself
@@ -31,7 +36,7 @@
 
 #include "common/noise.h"
 
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #define DSPARK_UNROLL _Pragma("unroll")
 #else
 #define DSPARK_UNROLL _Pragma("GCC unroll 16")

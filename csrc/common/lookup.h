@@ -10,6 +10,16 @@ struct LookupOptions {
   int max_ngram, min_ngram, num_paths, path_length;
 };
 
+struct ContextLookup {     // all requests
+  const int64_t* history;  // [B, S]
+  int64_t stride;
+  const int32_t* lengths;  // [B]
+  int capacity;
+  LookupOptions options;
+  int64_t* paths;         // [B, num_paths, path_length]
+  int32_t* match_length;  // [B, num_paths]
+};
+
 struct LookupScratch {
   int found;
   int ends[kMaxPaths];
@@ -37,8 +47,9 @@ DSPARK_HOST_DEVICE bool same_continuation(const int64_t* history, int length, in
   return true;
 }
 
-// G::kScan tokens are compared at once. matches: room for `length` numbers; paths
-// [num_paths, path_length] and match_length [num_paths] are the outputs.
+// A member compares G::kScan tokens at once, which lie the size of the group apart. matches: room
+// for `length` numbers; paths [num_paths, path_length] and match_length [num_paths] are the
+// outputs.
 template <class G>
 DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int length,
                                            const LookupOptions& options, LookupScratch& scratch,
@@ -47,10 +58,12 @@ DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int len
   if (g.lane() == 0) scratch.found = 0;
   g.sync();
   // every occurrence as match length · 2^32 + end, so that the best is the largest
-  for (int start = g.lane() * G::kScan; start < length - 1; start += g.size() * G::kScan) {
-    const int stop = start + G::kScan < length - 1 ? start + G::kScan : length - 1;
-    if (!g.contains(history + start, stop - start, history[length - 1])) continue;
-    for (int end = start; end < stop; ++end) {
+  for (int start = g.lane(); start < length - 1; start += g.size() * G::kScan) {
+    const int left = (length - 2 - start) / g.size() + 1;
+    const int count = left < G::kScan ? left : G::kScan;
+    if (!g.contains(history + start, count, history[length - 1])) continue;
+    for (int i = 0; i < count; ++i) {
+      const int end = start + i * g.size();
       const int match = common_suffix<G>(history, length, end, options.max_ngram);
       if (match >= options.min_ngram) {
         matches[g.add(&scratch.found, 1)] = (static_cast<int64_t>(match) << 32) | end;
@@ -85,6 +98,17 @@ DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int len
     g.sync();
     previous = best;
   }
+}
+
+// matches: room for p.capacity numbers.
+template <class G>
+DSPARK_HOST_DEVICE void context_lookup_request(G& g, const ContextLookup& p, int64_t b,
+                                               LookupScratch& scratch, int64_t* matches) {
+  const int given = p.lengths[b] < 0 ? 0 : p.lengths[b];
+  const int length = given < p.capacity ? given : p.capacity;
+  const int64_t row = b * p.options.num_paths;
+  find_continuations(g, p.history + b * p.stride, length, p.options, scratch, matches,
+                     p.paths + row * p.options.path_length, p.match_length + row);
 }
 
 }  // namespace dspark

@@ -38,8 +38,8 @@ struct TreeScratch {
 // The children of one level: child f · pitch + c is candidate c under node f of the last level,
 // child extra + p the next token of path p where no candidate stands for it.
 struct Level {
-  int depth;         // of the last level, and the head of its children
-  int start, count;  // nodes of the last level
+  int depth;            // of the last level, and the head of its children
+  int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
   int pitch, extra;
   const int64_t *ids, *paths;  // [C] of the head; [P] next tokens, path_stride apart
   int path_stride;
@@ -56,6 +56,66 @@ DSPARK_HOST_DEVICE int child_parent(const Level& level, const TreeScratch& s, in
   return child < level.extra ? child / level.pitch : s.path_node[child - level.extra];
 }
 
+// Digit `place` of a score, of three; higher scores have lower digits.
+template <class G>
+DSPARK_FORCE_INLINE int score_digit(float score, int place) {
+  return kBins - 1 - ((G::float_bits(score) >> (kDigitBits * (2 - place))) & (kBins - 1));
+}
+
+// A score that at least `nodes` nodes and children reach, as far as their first digits tell;
+// children first .. end - 1 are new since the last call. The counts are kept in s.select.
+template <class G>
+DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int first, int end,
+                                   float bar, TreeScratch& s) {
+  for (int i = first + g.lane() * G::kWidth; i < end; i += g.size() * G::kWidth) {
+    uint32_t bits = G::bits(G::load(scores + i) > G::splat(bar));
+    for (int k = i; bits != 0; ++k, bits >>= 1) {
+      if (bits & 1) g.add(&s.select.histogram[score_digit<G>(scores[k], 0)], 1);
+    }
+  }
+  g.sync();
+  int bin = 0;
+  for (int above = 0; bin < kBins; ++bin) {
+    above += s.select.histogram[bin];
+    if (above >= nodes) break;
+  }
+  g.sync();
+  return bin < kBins ? G::bits_float((kBins - 1 - bin) << (2 * kDigitBits)) : 0.0f;
+}
+
+// Scores the children of the last level's nodes, best first and some at a time, for as long as they
+// can be among the N best; returns how many nodes were expanded.
+template <class G, typename T>
+DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs<T>& in, int depth,
+                                    int start, int kept, const GlmWorkspace& work, TreeScratch& s) {
+  const int count = kept - start, pitch = padded(shape.candidates);
+  prepare_level(g, shape, in, depth, work);
+  if (count > G::kExpand) {
+    for (int i = g.lane(); i < kBins; i += g.size()) s.select.histogram[i] = 0;
+    g.sync();
+    for (int i = g.lane(); i < kept; i += g.size()) {
+      g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
+    }
+    g.sync();
+  }
+  int expanded = 0;
+  for (float bar = 0; expanded < count && s.score[start + expanded] >= bar;) {
+    int some = 1;
+    while (some < G::kExpand && expanded + some < count &&
+           s.score[start + expanded + some] >= bar) {
+      ++some;
+    }
+    score_children(g, shape, in, depth, s.token + start, s.row + start, s.score + start, expanded,
+                   some, work);
+    const int first = expanded * pitch;
+    expanded += some;
+    if (expanded < count) {
+      bar = raise_bar(g, shape.nodes, work.scores, first, expanded * pitch, bar, s);
+    }
+  }
+  return expanded;
+}
+
 // Path tokens compete with the candidates: an equal child gets the larger score, a new one its own.
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
@@ -64,7 +124,8 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p];
     const int64_t token = level.paths[p * level.path_stride];
-    int child = f < 0 || token < 0 || token >= shape.vocab ? -1 : level.extra + p;
+    const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
+    int child = alive ? level.extra + p : -1;
     for (int c = 0; child >= level.extra && c < candidates; ++c) {
       if (level.ids[c] == token) child = f * level.pitch + c;
     }
@@ -126,10 +187,7 @@ template <class G>
 DSPARK_HOST_DEVICE int key_digit(const Level& level, const TreeScratch& s, const float* scores,
                                  int item, int place) {
   const bool node = item < 0;
-  if (place < 3) {
-    const uint32_t bits = G::float_bits(node ? s.score[~item] : scores[item]);
-    return kBins - 1 - ((bits >> (kDigitBits * (2 - place))) & (kBins - 1));
-  }
+  if (place < 3) return score_digit<G>(node ? s.score[~item] : scores[item], place);
   if (place == 3) return node ? s.depth[~item] : level.depth + 1;
   if (place < 11) {
     const int64_t token = node ? s.token[~item] : child_token<G>(level, item);
@@ -244,21 +302,18 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   int start = 0, kept = 1;
   for (int depth = 0; depth < depth_limit && start < kept; ++depth) {
     const bool has_head = depth < shape.heads, has_paths = depth < shape.path_length;
-    const int count = kept - start, children = has_head ? count * pitch : 0;
+    const int expanded =
+        has_head ? expand_level(g, shape, in, depth, start, kept, work, s) : kept - start;
     const Level level{depth,
                       start,
-                      count,
+                      expanded,
                       pitch,
-                      children,
+                      has_head ? expanded * pitch : 0,
                       in.ids + depth * shape.candidates,
                       has_paths ? in.paths + depth : nullptr,
                       shape.path_length};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
-    if (has_head) {
-      score_children(g, here, in, depth, s.token + start, s.row + start, s.score + start, count,
-                     work);
-    }
     if (has_paths) {
       add_path_children(g, here, level, in.path_scores + depth, has_head ? here.candidates : 0,
                         work.scores, s);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/softmax.h"
+#include "common/types.h"
 #include "common/walk.h"
 
 namespace dspark {
@@ -10,6 +11,15 @@ namespace dspark {
 struct TypicalOptions {
   float epsilon, delta;
   int max_depth;
+};
+
+struct TypicalAccept {  // all requests
+  WalkBatch walks;
+  TypicalOptions options;
+  DType dtype;
+  const void* logits;  // [B, N, V]
+  int64_t batch_stride, row_stride, vocab;
+  const float* temperature;  // [B] or null
 };
 
 struct TypicalScratch {
@@ -64,6 +74,18 @@ DSPARK_HOST_DEVICE int typical_walk(G& g, const TreeView& tree, const LogitsRow<
   }
   g.sync();
   return count;
+}
+
+template <class G, typename T>
+DSPARK_HOST_DEVICE void typical_accept_request(G& g, const TypicalAccept& p, int64_t b,
+                                               TypicalScratch& scratch, int32_t* path) {
+  const TreeView tree = p.walks.tree(b);
+  const float temperature = p.temperature == nullptr ? 1.0f : p.temperature[b];
+  const LogitsRow<T> root{static_cast<const T*>(p.logits) + b * p.batch_stride, p.vocab,
+                          temperature > 0 ? temperature : 1.0f};
+  const int count = typical_walk(g, tree, root, p.row_stride, p.options, scratch, path);
+  write_walk(g, tree, p.walks.target + b * tree.nodes, p.walks.max_depth, path, count,
+             p.walks.outputs(b));
 }
 
 }  // namespace dspark

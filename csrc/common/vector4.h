@@ -1,5 +1,5 @@
-// Four floats as the Vector of a group whose members are lanes themselves: a CUDA thread, or a fiber
-// that stands for one in tests. See common/group.h for what each function does.
+// Four floats as the Vector of a group whose members are lanes themselves: a CUDA thread, or a
+// fiber that stands for one in tests. See common/group.h for what each function does.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/group.h"
-#include "cpu/types.h"
+#include "common/types.h"
 
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
@@ -28,9 +28,9 @@ DSPARK_FORCE_INLINE Out for_lanes4(const F& f) {
   return {f(0), f(1), f(2), f(3)};
 }
 
-#define DSPARK_FLOAT4_OPERATOR(Out, op)                                         \
-  DSPARK_FORCE_INLINE Out operator op(const Float4& a, const Float4& b) {       \
-    return for_lanes4<Out>([&](int i) { return a.lane[i] op b.lane[i]; });      \
+#define DSPARK_FLOAT4_OPERATOR(Out, op)                                    \
+  DSPARK_FORCE_INLINE Out operator op(const Float4& a, const Float4& b) {  \
+    return for_lanes4<Out>([&](int i) { return a.lane[i] op b.lane[i]; }); \
   }
 DSPARK_FLOAT4_OPERATOR(Float4, +)
 DSPARK_FLOAT4_OPERATOR(Float4, -)
@@ -67,7 +67,8 @@ struct Vector4Lanes {
   using Vector = Float4;
   using Mask = Mask4;
   static constexpr int kWidth = 4;
-  static constexpr int kScan = 8;  // tokens compared at once: loads in flight
+  static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
+  static constexpr int kScan = 8;            // tokens compared at once: loads in flight
 
   template <typename T>
   static DSPARK_FORCE_INLINE float to_float(T value) {
@@ -114,17 +115,38 @@ struct Vector4Lanes {
     memcpy(&bits, &value, 4);
     return bits;
   }
+  static DSPARK_FORCE_INLINE float bits_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+  }
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     return for_lanes4<Mask4>([&](int i) { return i < count; });
   }
-  static DSPARK_FORCE_INLINE Mask known(const int64_t* ids, int count, int64_t vocab) {
-    return for_lanes4<Mask4>([&](int i) { return i < count && ids[i] >= 0 && ids[i] < vocab; });
+  static DSPARK_FORCE_INLINE void transpose(Vector (&block)[kWidth]) {
+    DSPARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      DSPARK_UNROLL
+      for (int j = 0; j < i; ++j) {
+        const float upper = block[j].lane[i];
+        block[j].lane[i] = block[i].lane[j];
+        block[i].lane[j] = upper;
+      }
+    }
   }
   static DSPARK_FORCE_INLINE float fold_sum(Vector v) {
     return (v.lane[0] + v.lane[1]) + (v.lane[2] + v.lane[3]);
   }
   static DSPARK_FORCE_INLINE float fold_max(Vector v) {
     return fmaxf(fmaxf(v.lane[0], v.lane[1]), fmaxf(v.lane[2], v.lane[3]));
+  }
+  // All loads come before the first comparison.
+  static DSPARK_FORCE_INLINE bool contains(const int64_t* values, int count, int stride,
+                                           int64_t wanted) {
+    bool found = false;
+    DSPARK_UNROLL
+    for (int i = 0; i < kScan; ++i) found |= i < count && values[i * stride] == wanted;
+    return found;
   }
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
                                            Stream stream) {

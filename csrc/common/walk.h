@@ -19,21 +19,47 @@ struct WalkOutputs {
   int32_t *num_accepted, *last_node;
 };
 
-// The path from the root along the target's draws: path[0 .. count - 1]; returns count.
+// The trees of a batch, and where the results of their walks go.
+struct WalkBatch {
+  const int64_t *tokens, *target;  // [B, N]
+  const int32_t* parents;          // [B, N]
+  const int32_t* num_nodes;        // [B]
+  int nodes, max_depth;
+  int32_t* path;     // [B, max_depth + 1]
+  int64_t* emitted;  // [B, max_depth + 1]
+  int32_t *num_accepted, *last_node;
+
+  DSPARK_FORCE_INLINE TreeView tree(int64_t b) const {
+    const int used = num_nodes[b] < 1 ? 1 : num_nodes[b];
+    return {tokens + b * nodes, parents + b * nodes, nodes, used < nodes ? used : nodes};
+  }
+  DSPARK_FORCE_INLINE WalkOutputs outputs(int64_t b) const {
+    const int64_t row = b * (max_depth + 1);
+    return {path + row, emitted + row, num_accepted + b, last_node + b};
+  }
+  // A walk deeper than the tree has nodes would only go round in circles.
+  DSPARK_FORCE_INLINE int depth_limit() const {
+    return max_depth < nodes - 1 ? max_depth : nodes - 1;
+  }
+};
+
+// The path from the root along the target's draws: path[0 .. count - 1]; returns count. next has
+// room for as many numbers as the tree for nodes.
 template <class G>
 DSPARK_HOST_DEVICE int accept_walk(G& g, const TreeView& tree, const int64_t* target, int max_depth,
-                                   int32_t* path) {
-  int node = 0, count = 1;
-  if (g.lane() == 0) path[0] = 0;
-  while (count <= max_depth) {
-    const int64_t wanted = target[node];
-    int child = tree.nodes;
-    for (int i = g.lane(); i < tree.used && child == tree.nodes; i += g.size()) {
-      if (tree.parents[i] == node && tree.tokens[i] == wanted) child = i;
+                                   int* next, int32_t* path) {
+  for (int i = g.lane(); i < tree.nodes; i += g.size()) next[i] = tree.nodes;
+  g.sync();
+  for (int i = g.lane(); i < tree.nodes; i += g.size()) {
+    const int parent = tree.parents[i];
+    const int64_t token = tree.tokens[i];
+    if (i < tree.used && parent >= 0 && parent < tree.nodes && token == target[parent]) {
+      g.lower(&next[parent], i);
     }
-    child = g.min(child);
-    if (child == tree.nodes) break;
-    node = child;
+  }
+  g.sync();
+  int count = 0;
+  for (int node = 0; node < tree.nodes && count <= max_depth; node = next[node]) {
     if (g.lane() == 0) path[count] = node;
     ++count;
   }
@@ -75,6 +101,17 @@ struct SlotMap {
     *row = block_table[entry];
     *place = slot % row_slots;
     return *row >= 0 && *row < rows;
+  }
+};
+
+// Where the slots of a batch lie.
+struct SlotBatch {
+  const int32_t *seqlens, *block_table;  // [B]; [B, table_length] or null
+  int64_t rows, row_slots, table_length;
+
+  DSPARK_FORCE_INLINE SlotMap slots(int64_t b) const {
+    const int32_t* table = block_table == nullptr ? nullptr : block_table + b * table_length;
+    return {table, b, rows, row_slots, table_length};
   }
 };
 

@@ -1,4 +1,4 @@
-// What the launcher and the kernel of context_lookup share.
+// The kernel of context_lookup.
 
 #pragma once
 
@@ -7,8 +7,7 @@
 
 namespace dspark {
 
-DSPARK_CPU_KERNEL(void context_lookup_request(const int64_t* history, int length,
-                                              const LookupOptions& options, int64_t* matches,
-                                              int64_t* paths, int32_t* match_length))
+DSPARK_CPU_KERNEL(void context_lookup_request(const ContextLookup& p, int64_t request,
+                                              int64_t* matches))
 
 }  // namespace dspark

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/types.h"
+#include "common/types.h"
 
 namespace dspark {
 
@@ -29,6 +29,12 @@ inline DType float_dtype(const Tensor& tensor, const char* op, const char* argum
       fail(op, argument, "have dtype Float, BFloat16 or Half",
            torch::headeronly::toString(tensor.scalar_type()));
   }
+}
+
+// An empty tensor on the device of another one.
+inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  const std::vector<int64_t> shape(sizes);
+  return torch::stable::empty({shape.data(), shape.size()}, dtype, std::nullopt, like.device());
 }
 
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
@@ -54,6 +60,7 @@ inline Tensor with_contiguous_rows(const Tensor& tensor) {
 // An optional argument: checked, contiguous, and null if it is absent.
 class Optional {
  public:
+  Optional() = default;
   Optional(const std::optional<Tensor>& tensor, ScalarType dtype,
            std::initializer_list<int64_t> shape, const char* op, const char* argument) {
     if (!tensor) return;

@@ -2,8 +2,8 @@
 
 #pragma once
 
+#include "common/types.h"
 #include "cpu/isa.h"
-#include "cpu/types.h"
 
 namespace dspark {
 

@@ -33,6 +33,9 @@ struct SerialGroup {
     *counter += value;
     return before;
   }
+  DSPARK_FORCE_INLINE void lower(int* slot, int value) const {
+    if (value < *slot) *slot = value;
+  }
 };
 
 }  // namespace dspark

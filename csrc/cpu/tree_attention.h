@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/isa.h"
-#include "cpu/types.h"
+#include "common/types.h"
 
 namespace dspark {
 

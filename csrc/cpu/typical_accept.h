@@ -1,22 +1,12 @@
-// What the launcher and the kernel of typical_accept share.
+// The kernel of typical_accept.
 
 #pragma once
 
 #include "common/typical.h"
 #include "cpu/isa.h"
-#include "cpu/types.h"
 
 namespace dspark {
 
-struct TypicalRequest {
-  TreeView tree;
-  DType dtype;
-  const void* logits;  // [N, V]
-  int64_t row_stride, vocab;
-  float temperature;
-};
-
-DSPARK_CPU_KERNEL(int typical_accept_walk(const TypicalRequest& request,
-                                          const TypicalOptions& options, int32_t* path))
+DSPARK_CPU_KERNEL(void typical_accept_request(const TypicalAccept& p, int64_t request))
 
 }  // namespace dspark

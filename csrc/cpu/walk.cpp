@@ -3,12 +3,6 @@
 namespace dspark {
 namespace {
 
-// One slot's entry: `runs` runs of bytes, run_stride apart.
-struct CacheLayout {
-  char* data;
-  int64_t row_stride, slot_stride, run_bytes, runs, run_stride;
-};
-
 // An entry's dimensions are taken from the smallest stride up, and merged where they are adjacent.
 CacheLayout cache_layout(const Tensor& cache, const char* op) {
   constexpr int kMaxDims = 8;
@@ -59,50 +53,47 @@ void move_entry(const CacheLayout& cache, int64_t from_row, int64_t from_place, 
 
 }  // namespace
 
-void compact_caches(const Walks& walks, const std::vector<Tensor>& caches,
-                    const Tensor& cache_seqlens, const std::optional<Tensor>& block_table,
-                    const char* op) {
-  check_dtype(cache_seqlens, ScalarType::Int, op, "cache_seqlens");
-  check_shape(cache_seqlens, {walks.batch}, op, "cache_seqlens", "have shape [B]");
-  const Optional table(block_table, ScalarType::Int, {walks.batch, -1}, op, "block_table");
-  const int64_t table_length = block_table ? block_table->size(1) : 0;
-  if (caches.empty() || walks.batch == 0) return;
-  const Tensor seqlens = torch::stable::contiguous(cache_seqlens);
-  const int64_t rows = caches[0].size(0), row_slots = caches[0].size(1);
-  check(block_table || rows == walks.batch, op, "caches", "have one row per request", rows);
-
-  std::vector<CacheLayout> layouts;
+Caches::Caches(int64_t batch, const std::vector<Tensor>& caches, const Tensor& cache_seqlens,
+               const std::optional<Tensor>& block_table, const char* op)
+    : seqlens_(whole(cache_seqlens, ScalarType::Int, {batch}, op, "cache_seqlens")),
+      table_(block_table, ScalarType::Int, {batch, -1}, op, "block_table") {
+  slots = {seqlens_.const_data_ptr<int32_t>(), table_.data<int32_t>(), 0, 0,
+           block_table ? block_table->size(1) : 0};
+  if (caches.empty() || batch == 0) return;
+  slots.rows = caches[0].size(0), slots.row_slots = caches[0].size(1);
+  check(block_table || slots.rows == batch, op, "caches", "have one row per request", slots.rows);
   layouts.reserve(caches.size());
   for (const Tensor& cache : caches) {
     const auto sizes = cache.sizes();
-    if (sizes.size() < 2 || sizes[0] != rows || sizes[1] != row_slots) {
+    if (sizes.size() < 2 || sizes[0] != slots.rows || sizes[1] != slots.row_slots) {
       fail(op, "caches", "have the same first two sizes", shape_string(cache));
     }
     layouts.push_back(cache_layout(cache, op));
   }
-  if (row_slots == 0) return;
+  if (slots.row_slots == 0) layouts.clear();
+}
 
+void compact_caches(const WalkBatch& walks, int64_t batch, const Caches& caches) {
   const auto compact = [&](const CacheLayout& cache, int64_t b) {
-    const SlotMap slots{table.data<int32_t>() ? table.data<int32_t>() + b * table_length : nullptr,
-                        b, rows, row_slots, table_length};
     const WalkOutputs walk = walks.outputs(b);
-    for_moves(slots, walk.path, *walk.num_accepted, seqlens.const_data_ptr<int32_t>()[b],
+    for_moves(caches.slots.slots(b), walk.path, *walk.num_accepted, caches.slots.seqlens[b],
               [&](int64_t from_row, int64_t from_place, int64_t to_row, int64_t to_place) {
                 move_entry(cache, from_row, from_place, to_row, to_place);
               });
   };
+  if (caches.layouts.empty()) return;
   // paged requests may share a cache's blocks, but never the slots beyond their prefixes
-  const int64_t entry = layouts[0].run_bytes * layouts[0].runs;
-  const int64_t tasks = static_cast<int64_t>(layouts.size());
+  const int64_t entry = caches.layouts[0].run_bytes * caches.layouts[0].runs;
+  const int64_t tasks = static_cast<int64_t>(caches.layouts.size());
   constexpr int64_t kWorthThreads = 1 << 20;  // bytes
-  if (tasks * walks.batch * entry * 4 < kWorthThreads) {
-    for (const CacheLayout& cache : layouts) {
-      for (int64_t b = 0; b < walks.batch; ++b) compact(cache, b);
+  if (tasks * batch * entry * 4 < kWorthThreads) {
+    for (const CacheLayout& cache : caches.layouts) {
+      for (int64_t b = 0; b < batch; ++b) compact(cache, b);
     }
     return;
   }
   parallel_tasks(tasks, [&](int64_t, int64_t task) {
-    for (int64_t b = 0; b < walks.batch; ++b) compact(layouts[task], b);
+    for (int64_t b = 0; b < batch; ++b) compact(caches.layouts[task], b);
   });
 }
 

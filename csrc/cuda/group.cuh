@@ -48,8 +48,8 @@ class LaneTeam {
   }
   // The teams of a warp may be at different places of the program.
   __device__ unsigned mask() const {
-    if constexpr (kSize == 32) return 0xFFFFFFFF;
-    return ((1u << kSize) - 1) << (threadIdx.x % 32 / kSize * kSize);
+    constexpr unsigned kTeam = 0xFFFFFFFF >> (32 - kSize);
+    return kTeam << (threadIdx.x % 32 / kSize * kSize);
   }
 
   int index_, count_;
@@ -92,6 +92,10 @@ class BlockGroup : public Vector4Lanes {
     *total = warp().sum(of_warp);
     return before + warp().sum(lane < static_cast<int>(threadIdx.x) / 32 ? of_warp : 0);
   }
+  __device__ bool contains(const int64_t* values, int count, int64_t wanted) const {
+    return Vector4Lanes::contains(values, count, kThreads, wanted);
+  }
+  __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
  private:

@@ -116,3 +116,12 @@ def tokens_per_step(replays: list[Replay]) -> dict[str, dict[str, float]]:
         category: {budget: tokens / max(steps, 1) for budget, (tokens, steps) in budgets.items()}
         for category, budgets in sums.items()
     }
+
+
+def evaluate(draft: BoundDraft, items: list[Continuation], budgets=(8, 16, 32, 64)) -> dict:
+    """`tokens_per_step` of greedy continuations: {"with_lookup": ..., "without_lookup": ...}."""
+    items = [item for item in items if len(item.tokens) > 1]
+    return {
+        name: tokens_per_step([replay(draft, item, budgets, lookup) for item in items])
+        for name, lookup in (("with_lookup", True), ("without_lookup", False))
+    }

@@ -14,7 +14,7 @@ from ..heads import DraftConfig, DraftModel
 from .calibration import calibrate
 from .data import generate_continuations, read_prompts
 from .objective import VocabularySample, draft_loss
-from .replay import replay, tokens_per_step
+from .replay import evaluate
 from .store import Continuation, Segments, read_shards, split_by_topic
 
 
@@ -171,15 +171,14 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     draft.cpu()
     embedding, lm_head = target.embedding.float().cpu(), target.lm_head.float().cpu()
     errors = calibrate(draft, embedding, lm_head, greedy, config.max_new_tokens)
-    bound = draft.bind(embedding, lm_head)
-    chosen = greedy[: config.evaluation_prompts]
     report = {
         "training": asdict(config) | {"steps": trainer.step, "seconds": round(trainer.seconds)},
         "continuations": len(data),
         "tokens": sum(len(item.tokens) for item in data),
         "calibration_error": errors,
-        "held_out_tokens_per_step": tokens_per_step([replay(bound, item) for item in chosen]),
-        "without_lookup": tokens_per_step([replay(bound, item, lookup=False) for item in chosen]),
+        "held_out_tokens_per_step": evaluate(
+            draft.bind(embedding, lm_head), greedy[: config.evaluation_prompts]
+        ),
     }
     draft.save_pretrained(config.out)
     (Path(config.out) / "training.json").write_text(json.dumps(report, indent=1))

@@ -4,11 +4,10 @@
 
 namespace dspark::DSPARK_ISA {
 
-void context_lookup_request(const int64_t* history, int length, const LookupOptions& options,
-                            int64_t* matches, int64_t* paths, int32_t* match_length) {
+void context_lookup_request(const ContextLookup& p, int64_t b, int64_t* matches) {
   SimdGroup group;
   LookupScratch scratch;
-  find_continuations(group, history, length, options, scratch, matches, paths, match_length);
+  dspark::context_lookup_request(group, p, b, scratch, matches);
 }
 
 }  // namespace dspark::DSPARK_ISA

@@ -12,7 +12,7 @@
 #include <immintrin.h>
 #endif
 
-#include "cpu/types.h"
+#include "common/types.h"
 
 #define DSPARK_INLINE static inline __attribute__((always_inline))
 #define DSPARK_NOINLINE static __attribute__((noinline))

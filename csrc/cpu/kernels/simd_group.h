@@ -15,7 +15,8 @@ struct SimdGroup : SerialGroup {
   using Vector = Floats;
   using Mask = Ints;
   static constexpr int kWidth = kLanes;
-  static constexpr int kScan = 64;  // tokens compared in one go
+  static constexpr int kScan = 64;    // tokens compared in one go
+  static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
   DSPARK_FORCE_INLINE SimdGroup team() const { return {}; }
 
@@ -43,6 +44,7 @@ struct SimdGroup : SerialGroup {
     return greater_bits(mask ? DSPARK_ISA::splat(1.0f) : Vector{}, Vector{});
   }
   static DSPARK_FORCE_INLINE uint32_t float_bits(float value) { return load_as<uint32_t>(&value); }
+  static DSPARK_FORCE_INLINE float bits_float(uint32_t bits) { return load_as<float>(&bits); }
 
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
     Mask mask;
@@ -64,6 +66,24 @@ struct SimdGroup : SerialGroup {
     Ints from;
     for (int i = 0; i < kLanes; ++i) from[i] = i ^ distance;
     return __builtin_shuffle(value, from);
+  }
+
+  static DSPARK_FORCE_INLINE void transpose(Vector (&block)[kWidth]) {
+    DSPARK_UNROLL
+    for (int step = 1; step < kLanes; step *= 2) {
+      Ints low, high;  // which lanes of (row, row + step) become the new row and row + step
+      for (int i = 0; i < kLanes; ++i) {
+        low[i] = i & step ? kLanes + i - step : i;
+        high[i] = i & step ? kLanes + i : i + step;
+      }
+      DSPARK_UNROLL
+      for (int row = 0; row < kLanes; ++row) {
+        if (row & step) continue;
+        const Vector a = block[row], b = block[row + step];
+        block[row] = __builtin_shuffle(a, b, low);
+        block[row + step] = __builtin_shuffle(a, b, high);
+      }
+    }
   }
 
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,

@@ -4,14 +4,12 @@
 
 namespace dspark::DSPARK_ISA {
 
-int typical_accept_walk(const TypicalRequest& request, const TypicalOptions& options,
-                        int32_t* path) {
-  return with_type(request.dtype, [&](auto type) {
-    using T = decltype(type);
+void typical_accept_request(const TypicalAccept& p, int64_t b) {
+  with_type(p.dtype, [&](auto type) {
     SimdGroup group;
     TypicalScratch scratch;
-    const LogitsRow<T> row{(const T*)request.logits, request.vocab, request.temperature};
-    return typical_walk(group, request.tree, row, request.row_stride, options, scratch, path);
+    int32_t path[kMaxNodes];
+    dspark::typical_accept_request<SimdGroup, decltype(type)>(group, p, b, scratch, path);
   });
 }
 

@@ -1,4 +1,4 @@
-// Element types of the CPU kernels, which know nothing of torch.
+// Element types of the kernels, which know nothing of torch.
 
 #pragma once
 

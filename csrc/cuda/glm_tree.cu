@@ -1,0 +1,63 @@
+#include <torch/csrc/stable/library.h>
+
+#include "common/glm_tree_arguments.h"
+#include "cuda/group.cuh"
+#include "cuda/launch.cuh"
+
+namespace dspark {
+namespace {
+
+constexpr int kThreads = 512;
+using Group = BlockGroup<kThreads>;
+
+// One request per block. The workspace is shared memory if it fits (`memory` is null then).
+template <typename T>
+__global__ __launch_bounds__(kThreads) void glm_tree_kernel(const __grid_constant__ GlmTree p,
+                                                            char* memory, int64_t bytes) {
+  extern __shared__ __align__(16) char dynamic[];
+  __shared__ TreeScratch scratch;
+  __shared__ Group::Scratch group_scratch;
+  Group group(group_scratch);
+  const int64_t request = blockIdx.x;
+  char* workspace = memory == nullptr ? dynamic : memory + request * bytes;
+  glm_tree_request<Group, T>(group, p, request, workspace, scratch);
+}
+
+TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root,
+                     Tensor table_in, Tensor table_out, Tensor mix, Tensor depth_scale,
+                     std::optional<Tensor> calibration, std::optional<Tensor> temperature,
+                     std::optional<Tensor> paths, std::optional<Tensor> path_scores,
+                     int64_t num_nodes, double min_score) {
+  constexpr const char* kOp = "glm_tree";
+  check_device(kOp, {ids, keys, logsumexp, gate, root, table_in, table_out, mix, depth_scale,
+                     calibration, temperature, paths, path_scores});
+  const CurrentDevice device(ids, kOp);
+  const GlmTreeArguments arguments(ids, keys, logsumexp, gate, root, table_in, table_out, mix,
+                                   depth_scale, calibration, temperature, paths, path_scores,
+                                   num_nodes, min_score, kOp);
+  if (arguments.batch == 0) return arguments.outputs();
+  const int64_t bytes = GlmWorkspace::bytes(arguments.view.shape);
+  with_type(arguments.view.dtype, [&](auto type) {
+    const auto kernel = glm_tree_kernel<decltype(type)>;
+    cudaFuncAttributes attributes;
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), kOp);
+    const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp) -
+                          static_cast<int64_t>(attributes.sharedSizeBytes);
+    const bool fits = bytes <= limit;
+    std::optional<Tensor> workspace;
+    if (!fits) workspace = empty({arguments.batch * bytes}, ScalarType::Byte, ids);
+    const int dynamic = fits ? static_cast<int>(bytes) : 0;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic),
+               kOp);
+    kernel<<<static_cast<unsigned>(arguments.batch), kThreads, dynamic, device.stream>>>(
+        arguments.view, fits ? nullptr : static_cast<char*>(workspace->mutable_data_ptr()), bytes);
+    check_cuda(cudaGetLastError(), kOp);
+  });
+  return arguments.outputs();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dspark, CUDA, m) { m.impl("glm_tree", TORCH_BOX(&glm_tree)); }
+
+}  // namespace dspark

@@ -1,0 +1,98 @@
+// The lanes of a Machine as a group of the shared templates, see csrc/common/group.h. The
+// arithmetic is that of a CUDA thread (common/vector4.h); only the collectives differ.
+
+#pragma once
+
+#include <string.h>
+
+#include "common/vector4.h"
+#include "machine.h"
+
+namespace lockstep {
+
+constexpr int kMaxLanes = 64;
+
+template <typename T>
+struct Values {  // of the lanes, in their order
+  T of[kMaxLanes];
+  int count;
+
+  // As a butterfly of shuffles does it.
+  template <typename F>
+  T fold(const F& f) {
+    for (int step = count / 2; step > 0; step /= 2) {
+      for (int i = 0; i < step; ++i) of[i] = f(of[i], of[i + step]);
+    }
+    return of[0];
+  }
+};
+
+template <bool kTeam>
+class Collectives {
+ public:
+  Collectives(Machine& machine, int lane) : machine_(&machine), lane_(lane) {}
+
+  template <typename T>
+  T min(T value) {
+    return all(value, "min").fold([](T a, T b) { return b < a ? b : a; });
+  }
+  template <typename T>
+  T max(T value) {
+    return all(value, "max").fold([](T a, T b) { return b > a ? b : a; });
+  }
+  template <typename T>
+  T sum(T value) {
+    return all(value, "sum").fold([](T a, T b) { return a + b; });
+  }
+
+ protected:
+  template <typename T>
+  Values<T> all(T value, const char* collective) {
+    uint64_t bits = 0, everyone[kMaxLanes];
+    memcpy(&bits, &value, sizeof(T));
+    machine_->exchange(lane_, kTeam ? lane_ / machine_->team_size() : -1, collective, bits,
+                       everyone);
+    Values<T> values;
+    values.count = kTeam ? machine_->team_size() : machine_->lanes();
+    for (int i = 0; i < values.count; ++i) memcpy(&values.of[i], &everyone[i], sizeof(T));
+    return values;
+  }
+
+  Machine* machine_;
+  int lane_;
+};
+
+class Team : public Collectives<true> {
+ public:
+  using Collectives::Collectives;
+  int lane() const { return lane_ % size(); }
+  int size() const { return machine_->team_size(); }
+  int index() const { return lane_ / size(); }
+  int count() const { return machine_->lanes() / size(); }
+};
+
+class Group : public dspark::Vector4Lanes, public Collectives<false> {
+ public:
+  using Collectives::Collectives;
+  int lane() const { return lane_; }
+  int size() const { return machine_->lanes(); }
+  void sync() { machine_->wait(lane_, -1, "sync"); }
+  Team team() const { return {*machine_, lane_}; }
+  int scan(int value, int* total) {
+    const Values<int> values = all(value, "scan");
+    int before = 0;
+    *total = 0;
+    for (int i = 0; i < size(); ++i) {
+      if (i == lane_) before = *total;
+      *total += values.of[i];
+    }
+    return before;
+  }
+  int add(int* counter, int value) { return machine_->add(lane_, counter, value); }
+  void lower(int* slot, int value) { machine_->lower(lane_, slot, value); }
+  bool contains(const int64_t* values, int count, int64_t wanted) const {
+    return Vector4Lanes::contains(values, count, size(), wanted);
+  }
+};
+
+}  // namespace lockstep

@@ -1,0 +1,226 @@
+// The ops of csrc/common as torch ops `dspark_lockstep::*`, run by the lanes of a Machine. Every
+// request is run with its own order of the lanes, in scratch memory full of rubbish.
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/chain_arguments.h"
+#include "common/compact.h"
+#include "common/glm_tree_arguments.h"
+#include "common/lookup_arguments.h"
+#include "common/typical_arguments.h"
+#include "group.h"
+
+namespace dspark {
+namespace {
+
+using lockstep::Group;
+using lockstep::Machine;
+
+int64_t lanes = 32, team_size = 8;
+uint64_t seed = 0;
+
+void configure(int64_t new_lanes, int64_t new_team_size, int64_t new_seed) {
+  lanes = new_lanes, team_size = new_team_size, seed = static_cast<uint64_t>(new_seed);
+}
+
+// Memory as a kernel finds it, with a margin that must not change.
+class Rubbish {
+ public:
+  explicit Rubbish(int64_t bytes) : words_(bytes / 8 + 2 + kMargin, kRubbish) {}
+  template <typename T = char>
+  T* data() {
+    return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(words_.data() + 1) & ~uintptr_t{15});
+  }
+  bool intact() const {
+    for (size_t i = words_.size() - kMargin + 1; i < words_.size(); ++i) {
+      if (words_[i] != kRubbish) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr uint64_t kRubbish = 0xFBADF00DFBADF00D;
+  static constexpr int64_t kMargin = 64;
+  std::vector<uint64_t> words_;
+};
+
+// Runs body(group, request) for every request, on all lanes.
+template <typename F>
+void run(int64_t batch, const F& body) {
+  for (int64_t request = 0; request < batch; ++request) {
+    Machine machine(static_cast<int>(lanes), static_cast<int>(team_size), ++seed);
+    const std::string wrong = machine.run([&](int lane) {
+      Group group(machine, lane);
+      body(group, request);
+    });
+    if (!wrong.empty()) throw std::runtime_error("lockstep: " + wrong);
+  }
+}
+
+void check_intact(const Rubbish& memory) {
+  if (!memory.intact()) throw std::runtime_error("lockstep: a write beyond the scratch memory");
+}
+
+template <typename F>
+void with_type(DType dtype, const F& f) {
+  dtype == DType::kBf16 ? f(Bf16{}) : dtype == DType::kFp16 ? f(Fp16{}) : f(0.0f);
+}
+
+TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root,
+                     Tensor table_in, Tensor table_out, Tensor mix, Tensor depth_scale,
+                     std::optional<Tensor> calibration, std::optional<Tensor> temperature,
+                     std::optional<Tensor> paths, std::optional<Tensor> path_scores,
+                     int64_t num_nodes, double min_score) {
+  const GlmTreeArguments arguments(ids, keys, logsumexp, gate, root, table_in, table_out, mix,
+                                   depth_scale, calibration, temperature, paths, path_scores,
+                                   num_nodes, min_score, "glm_tree");
+  Rubbish workspace(GlmWorkspace::bytes(arguments.view.shape)), scratch(sizeof(TreeScratch));
+  with_type(arguments.view.dtype, [&](auto type) {
+    run(arguments.batch, [&](Group& group, int64_t request) {
+      glm_tree_request<Group, decltype(type)>(group, arguments.view, request, workspace.data(),
+                                              *scratch.data<TreeScratch>());
+    });
+  });
+  check_intact(workspace);
+  return arguments.outputs();
+}
+
+std::tuple<Tensor, Tensor> context_lookup(Tensor history, Tensor lengths, int64_t max_ngram,
+                                          int64_t min_ngram, int64_t num_paths,
+                                          int64_t path_length) {
+  const LookupArguments arguments(history, lengths, max_ngram, min_ngram, num_paths, path_length,
+                                  "context_lookup");
+  Rubbish matches(8 * arguments.view.capacity), scratch(sizeof(LookupScratch));
+  run(arguments.batch, [&](Group& group, int64_t request) {
+    context_lookup_request(group, arguments.view, request, *scratch.data<LookupScratch>(),
+                           matches.data<int64_t>());
+  });
+  check_intact(matches);
+  return arguments.outputs();
+}
+
+// Walks where find says so, and moves the entries, in three slices.
+template <typename FindPath>
+void compact(const Walks& walks, const Caches& caches, const FindPath& find) {
+  constexpr int kSlices = 3;
+  Rubbish list(sizeof(MoveList));
+  MoveList& moves = *list.data<MoveList>();
+  for (const CacheTable& table : cache_tables(caches.layouts)) {
+    for (int slice = 0; slice < kSlices; ++slice) {
+      run(walks.batch, [&](Group& group, int64_t request) {
+        const int count = find(group, request, slice, moves);
+        const int n = list_moves(group, caches.slots, table, request, count, moves);
+        if (table.packet_bytes == 16) move_entries<16>(group, table, moves, n, slice, kSlices);
+        if (table.packet_bytes == 4) move_entries<4>(group, table, moves, n, slice, kSlices);
+        if (table.packet_bytes == 1) move_entries<1>(group, table, moves, n, slice, kSlices);
+      });
+    }
+  }
+  check_intact(list);
+}
+
+WalkTensors accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
+                        std::vector<Tensor> caches, Tensor cache_seqlens,
+                        std::optional<Tensor> block_table, int64_t max_depth) {
+  const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "accept_tree");
+  const Caches moved(walks.batch, caches, cache_seqlens, block_table, "accept_tree");
+  Rubbish list(sizeof(MoveList));
+  run(walks.batch, [&](Group& group, int64_t request) {
+    find_path(group, walks.view, request, 0, *list.data<MoveList>());
+  });
+  compact(walks, moved, [&](Group& group, int64_t request, int slice, MoveList& moves) {
+    return find_path(group, walks.view, request, slice, moves);
+  });
+  return walks.tensors();
+}
+
+WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
+                           Tensor logits, std::optional<Tensor> temperature, double epsilon,
+                           double delta, std::vector<Tensor> caches, Tensor cache_seqlens,
+                           std::optional<Tensor> block_table, int64_t max_depth) {
+  const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "typical_accept");
+  const Caches moved(walks.batch, caches, cache_seqlens, block_table, "typical_accept");
+  const TypicalArguments arguments(walks, logits, temperature, epsilon, delta, "typical_accept");
+  with_type(arguments.view.dtype, [&](auto type) {
+    Rubbish scratch(sizeof(TypicalScratch)), path(4 * kMaxNodes);
+    run(walks.batch, [&](Group& group, int64_t request) {
+      typical_accept_request<Group, decltype(type)>(
+          group, arguments.view, request, *scratch.data<TypicalScratch>(), path.data<int32_t>());
+    });
+    check_intact(path);
+  });
+  compact(walks, moved, [&](Group& group, int64_t request, int, MoveList& moves) {
+    return read_path(group, walks.view, request, moves);
+  });
+  return walks.tensors();
+}
+
+std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits,
+                                        Tensor target_logits, Tensor temperature, Tensor seeds,
+                                        Tensor position) {
+  const ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seeds,
+                                 position, "chain_reject");
+  with_type(arguments.view.dtype, [&](auto type) {
+    run(arguments.batch, [&](Group& group, int64_t request) {
+      chain_reject_request<Group, decltype(type)>(group, arguments.view, request);
+    });
+  });
+  return arguments.outputs();
+}
+
+// Negative controls: a group that forgets a barrier, and one whose lanes part.
+Tensor broken(Tensor values, int64_t how) {
+  auto* data = values.mutable_data_ptr<int32_t>();
+  run(1, [&](Group& group, int64_t) {
+    data[group.lane()] = group.lane();
+    if (how != 0) group.sync();
+    if (how == 1) data[group.lane() / 2] = 0;
+    if (how == 2 && group.lane() < 3) group.sync();
+    if (how == 3) group.lane() < 3 ? group.sync() : static_cast<void>(group.min(0));
+    const int next = how == 0 ? data[(group.lane() + 1) % group.size()] : 0;
+    if (next == -1) group.sync();
+  });
+  return values;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(dspark_lockstep, m) {
+  m.def("configure(int lanes, int team_size, int seed) -> ()");
+  m.def("broken(Tensor(a!) values, int how) -> Tensor");
+  m.def(
+      "glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root, Tensor "
+      "table_in, Tensor table_out, Tensor mix, Tensor depth_scale, Tensor? calibration, Tensor? "
+      "temperature, Tensor? paths, Tensor? path_scores, int num_nodes, float min_score) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "context_lookup(Tensor history, Tensor lengths, int max_ngram, int min_ngram, int num_paths, "
+      "int path_length) -> (Tensor, Tensor)");
+  m.def(
+      "accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
+      "Tensor(a!)[] caches, Tensor cache_seqlens, Tensor? block_table, int max_depth) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
+      "Tensor logits, Tensor? temperature, float epsilon, float delta, Tensor(a!)[] caches, "
+      "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "chain_reject(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, Tensor "
+      "temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dspark_lockstep, CompositeExplicitAutograd, m) {
+  m.impl("configure", TORCH_BOX(&configure));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dspark_lockstep, CPU, m) {
+  m.impl("broken", TORCH_BOX(&broken));
+  m.impl("glm_tree", TORCH_BOX(&glm_tree));
+  m.impl("context_lookup", TORCH_BOX(&context_lookup));
+  m.impl("accept_tree", TORCH_BOX(&accept_tree));
+  m.impl("typical_accept", TORCH_BOX(&typical_accept));
+  m.impl("chain_reject", TORCH_BOX(&chain_reject));
+}
+
+}  // namespace dspark
