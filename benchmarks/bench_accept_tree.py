@@ -1,12 +1,13 @@
 """accept_tree with compaction, against a walk on the host and index_select per layer."""
 
-from functools import partial
 from itertools import pairwise
 
 import torch
-from common import Report, arguments
 
 from dspark_kernels import DraftTree, accept_tree
+from dspark_kernels.reference.accept_tree import accept_tree as reference
+
+from .common import Case
 
 SLOTS = 1024
 SEQLEN = 500
@@ -40,36 +41,38 @@ def by_hand(tree, draws, caches, seqlen):
     return path
 
 
-def main():
-    options = arguments(__doc__)
-    report = Report("accept_tree", options)
-    dtype = torch.bfloat16
+def cases(device, dtype):
     for layers, heads, head_dim, nodes, path in (
         (30, 3, 64, 64, 5),
         (32, 8, 128, 64, 5),
         (32, 8, 128, 256, 10),
     ):
-        tree, draws = example(nodes, path, options.device)
-        storage = torch.randn(layers, 2, 1, SLOTS, heads, head_dim).to(options.device, dtype)
-        separate = [part.clone() for layer in storage for part in layer]
-        joint = [storage.permute(2, 3, 0, 1, 4, 5)]  # all layers as one cache [B, S, ...]
-        seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=options.device)
-        assert accept_tree(tree, draws, joint, seqlens)[2].item() == path + 1
-        kernel = torch.ops.dspark.accept_tree.default
-        raw = (tree.tokens, tree.parents, tree.num_nodes, draws)
-        report.add(
-            f"L{layers} Hkv{heads} E{head_dim} N{nodes} path {path}",
-            dtype,
-            {
-                "op, one storage": partial(kernel, *raw, joint, seqlens, None, 15),
-                "op, a tensor per layer": partial(kernel, *raw, separate, seqlens, None, 15),
-                "public function": partial(accept_tree, tree, draws, joint, seqlens, max_depth=15),
-                "index_select per layer": partial(by_hand, tree, draws, separate, SEQLEN),
-            },
-            2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
+        tree, draws = example(nodes, path, device)
+        seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=device)
+
+        def make(seed, layers=layers, heads=heads, head_dim=head_dim):
+            g = torch.Generator(device).manual_seed(seed)
+            shape = (layers, 2, 1, SLOTS, heads, head_dim)
+            return (torch.randn(shape, generator=g, device=device).to(dtype),)
+
+        def ours(storage, tree=tree, draws=draws, seqlens=seqlens):
+            joint = storage.permute(2, 3, 0, 1, 4, 5)  # all layers as one cache [B, S, ...]
+            return accept_tree(tree, draws, [joint], seqlens, max_depth=15)
+
+        def plain(storage, tree=tree, draws=draws):
+            return by_hand(tree, draws, [part for layer in storage for part in layer], SEQLEN)
+
+        def expected(storage, tree=tree, draws=draws, seqlens=seqlens):
+            fields = (tree.tokens, tree.parents, tree.num_nodes)
+            return reference(*fields, draws, [], seqlens, None, 15)
+
+        yield Case(
+            shape=f"L {layers} Hkv {heads} E {head_dim} N {nodes} path {path}",
+            make=make,
+            ours=ours,
+            baseline=plain,
+            baseline_name="a walk over lists, index_select and a copy for every layer",
+            expected=expected,
+            bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
+            flops=0,
         )
-    report.save()
-
-
-if __name__ == "__main__":
-    main()

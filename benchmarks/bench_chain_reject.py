@@ -1,42 +1,33 @@
 """chain_reject against its reference."""
 
-from functools import partial
-
 import torch
-from common import Report, arguments
 
-from dspark_kernels import chain_reject
+import dspark_kernels
 from dspark_kernels.reference.chain_reject import chain_reject as reference
 
-
-def main():
-    options = arguments(__doc__)
-    report = Report("chain_reject", options)
-    g = torch.Generator().manual_seed(0)
-    for batch, length, vocab in ((1, 4, 49152), (4, 4, 49152), (1, 4, 151936)):
-        for dtype in (torch.float32, torch.bfloat16):
-            target = torch.randn(batch, length + 1, vocab, generator=g) * 3
-            draft = target[:, :length] + 0.3 * torch.randn(batch, length, vocab, generator=g)
-            values = [
-                part.to(options.device)
-                for part in (
-                    draft.argmax(dim=2), draft.to(dtype), target.to(dtype), torch.ones(batch),
-                    torch.arange(batch), torch.full((batch,), 100),
-                )
-            ]  # fmt: skip
-            kernel = torch.ops.dspark.chain_reject.default
-            report.add(
-                f"B{batch} K{length} V{vocab}",
-                dtype,
-                {
-                    "op": partial(kernel, *values),
-                    "public function": partial(chain_reject, *values),
-                    "reference": partial(reference, *values),
-                },
-                values[1].nbytes + values[2].nbytes,
-            )
-    report.save()
+from .common import Case
 
 
-if __name__ == "__main__":
-    main()
+def cases(device, dtype):
+    for B, K, V in ((1, 4, 49152), (4, 4, 49152), (1, 4, 151936)):
+
+        def make(seed, B=B, K=K, V=V):
+            g = torch.Generator(device).manual_seed(seed)
+            target = torch.randn(B, K + 1, V, generator=g, device=device) * 3
+            draft = target[:, :K] + 0.3 * torch.randn(B, K, V, generator=g, device=device)
+            rows = torch.arange(B, device=device)
+            return (
+                draft.argmax(dim=2), draft.to(dtype), target.to(dtype),
+                torch.ones(B, device=device), rows, rows + 100,
+            )  # fmt: skip
+
+        yield Case(
+            shape=f"B {B} K {K} V {V}",
+            make=make,
+            ours=dspark_kernels.chain_reject,
+            baseline=reference,
+            baseline_name="the PyTorch reference",
+            expected=reference,
+            bytes=B * (2 * K + 1) * V * dtype.itemsize,
+            flops=0,
+        )

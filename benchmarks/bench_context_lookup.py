@@ -1,37 +1,30 @@
 """context_lookup against its reference."""
 
-from functools import partial
-
 import torch
-from common import Report, arguments
 
-from dspark_kernels import context_lookup
+import dspark_kernels
 from dspark_kernels.reference.context_lookup import context_lookup as reference
 
+from .common import Case
 
-def main():
-    options = arguments(__doc__)
-    report = Report("context_lookup", options)
-    g = torch.Generator().manual_seed(0)
-    for batch, length in ((1, 1024), (1, 16384), (1, 131072), (4, 16384)):
-        # token frequencies fall like those of text
-        weights = 1.0 / (torch.arange(30000) + 10.0)
-        history = torch.multinomial(weights, batch * length, replacement=True, generator=g)
-        history = history.view(batch, length).to(options.device)
-        lengths = torch.full((batch,), length, dtype=torch.int32, device=options.device)
-        kernel = torch.ops.dspark.context_lookup.default
-        report.add(
-            f"B{batch} S{length}",
-            history.dtype,
-            {
-                "op": partial(kernel, history, lengths, 3, 2, 4, 10),
-                "public function": partial(context_lookup, history, lengths),
-                "reference": partial(reference, history, lengths, 3, 2, 4, 10),
-            },
-            history.nbytes,
+
+def cases(device, dtype):
+    for B, S in ((1, 1024), (1, 16384), (1, 131072), (4, 16384)):
+
+        def make(seed, B=B, S=S):
+            g = torch.Generator(device).manual_seed(seed)
+            # token frequencies fall like those of text
+            weights = 1.0 / (torch.arange(30000, device=device) + 10.0)
+            history = torch.multinomial(weights, B * S, replacement=True, generator=g)
+            return history.view(B, S), torch.full((B,), S, dtype=torch.int32, device=device)
+
+        yield Case(
+            shape=f"B {B} S {S}",
+            make=make,
+            ours=dspark_kernels.context_lookup,
+            baseline=lambda *tensors: reference(*tensors, 3, 2, 4, 10),
+            baseline_name="the PyTorch reference",
+            expected=lambda *tensors: reference(*tensors, 3, 2, 4, 10),
+            bytes=B * S * 8,
+            flops=0,
         )
-    report.save()
-
-
-if __name__ == "__main__":
-    main()
