@@ -1,7 +1,8 @@
-"""python -m benchmarks [op ...] [--device cpu|cuda] [--dtype bfloat16] [--csv DIR]"""
+"""python -m benchmarks [op ...] [--device cpu|cuda] [--dtype bfloat16] [--threads N] [--csv DIR]"""
 
 import argparse
 import importlib
+import os
 from pathlib import Path
 
 import torch
@@ -39,7 +40,9 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write <DIR>/<op>_<device>.csv too")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     if unknown := set(arguments.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
     console, dtype = Console(width=120), getattr(torch, arguments.dtype)
