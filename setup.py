@@ -113,12 +113,15 @@ class BuildNative(build_ext):
         # gcc 12 finds fault with its own immintrin.h
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+        # one place, also for editable installs, so that nothing is compiled twice
+        objects_folder = Path("build/native")
         if os.environ.get("DSPARK_SANITIZE") == "1":
+            objects_folder = Path("build/native-sanitized")
             host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
             link += ["-lasan", "-lubsan"]
         jobs = []
         for source in map(Path, ext.sources):
-            target = Path(self.build_temp) / source.with_suffix(".o")
+            target = objects_folder / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
                     gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -15,9 +16,11 @@ OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.
 
 
 def table_of(op: str, results: list[common.Result]) -> Table:
-    table = Table(title=f"{op}, {results[0].dtype}", title_justify="left")
+    title = f"{op}, {results[0].dtype}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("shape", "µs (20-80 %)", "baseline µs", "speed-up", "GB/s", "GFLOP/s", "extra MB"):
-        table.add_column(name, justify="left" if name == "shape" else "right")
+        justify = "left" if name == "shape" else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for r in results:
         table.add_row(
             r.shape,
@@ -42,7 +45,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     if unknown := set(arguments.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    console, dtype = Console(), getattr(torch, arguments.dtype)
+    console, dtype = Console(width=120), getattr(torch, arguments.dtype)
     device = arguments.device
 
     wrong = []

@@ -4,11 +4,13 @@ from itertools import pairwise
 
 import torch
 
-from dspark_kernels import DraftTree, accept_tree
+import dspark_kernels
+from dspark_kernels import DraftTree
 from dspark_kernels.reference.accept_tree import accept_tree as reference
 
 from .common import Case
 
+MAX_DEPTH = 15
 SLOTS = 1024
 SEQLEN = 500
 
@@ -38,40 +40,48 @@ def by_hand(tree, draws, caches, seqlen):
     source = torch.tensor(path, device=draws.device) + seqlen
     for cache in caches:
         cache[:, seqlen : seqlen + len(path)] = cache.index_select(1, source)
-    return path
+    return torch.tensor([path])
 
 
 def cases(device, dtype):
-    for layers, heads, head_dim, nodes, path in (
-        (30, 3, 64, 64, 5),
-        (32, 8, 128, 64, 5),
-        (32, 8, 128, 256, 10),
+    for layers, heads, head_dim, nodes, path, joint in (
+        (30, 3, 64, 64, 5, True),
+        (30, 3, 64, 64, 5, False),
+        (32, 8, 128, 64, 5, True),
+        (32, 8, 128, 256, 10, True),
     ):
         tree, draws = example(nodes, path, device)
         seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=device)
 
-        def make(seed, layers=layers, heads=heads, head_dim=head_dim):
-            g = torch.Generator(device).manual_seed(seed)
-            shape = (layers, 2, 1, SLOTS, heads, head_dim)
-            return (torch.randn(shape, generator=g, device=device).to(dtype),)
+        def make(seed, shape=(layers, 2, 1, SLOTS, heads, head_dim)):
+            return (torch.randn(shape, device=device).to(dtype),)
 
-        def ours(storage, tree=tree, draws=draws, seqlens=seqlens):
-            joint = storage.permute(2, 3, 0, 1, 4, 5)  # all layers as one cache [B, S, ...]
-            return accept_tree(tree, draws, [joint], seqlens, max_depth=15)
+        def caches(storage, joint=joint):
+            """All layers as one cache [B, S, L, 2, Hkv, E] as in `KVCache`, or one by one."""
+            if joint:
+                return [storage.permute(2, 3, 0, 1, 4, 5)]
+            return list(storage.flatten(0, 1).unbind())
 
-        def plain(storage, tree=tree, draws=draws):
-            return by_hand(tree, draws, [part for layer in storage for part in layer], SEQLEN)
+        def ours(storage, tree=tree, draws=draws, seqlens=seqlens, caches=caches):
+            return dspark_kernels.accept_tree(
+                tree, draws, caches(storage), seqlens, max_depth=MAX_DEPTH
+            )
 
         def expected(storage, tree=tree, draws=draws, seqlens=seqlens):
-            fields = (tree.tokens, tree.parents, tree.num_nodes)
-            return reference(*fields, draws, [], seqlens, None, 15)
+            return reference(
+                tree.tokens, tree.parents, tree.num_nodes, draws, [], seqlens, None, MAX_DEPTH
+            )
 
+        def baseline(storage, tree=tree, draws=draws):
+            return by_hand(tree, draws, list(storage.flatten(0, 1).unbind()), SEQLEN)
+
+        layout = "one storage" if joint else "a tensor per layer"
         yield Case(
-            shape=f"L {layers} Hkv {heads} E {head_dim} N {nodes} path {path}",
+            shape=f"layers {layers} Hkv {heads} E {head_dim} N {nodes} path {path}, {layout}",
             make=make,
             ours=ours,
-            baseline=plain,
-            baseline_name="a walk over lists, index_select and a copy for every layer",
+            baseline=baseline,
+            baseline_name="a walk on the host and index_select per layer",
             expected=expected,
             bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
             flops=0,

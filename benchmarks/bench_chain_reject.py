@@ -2,32 +2,32 @@
 
 import torch
 
-import dspark_kernels
+from dspark_kernels import chain_reject
 from dspark_kernels.reference.chain_reject import chain_reject as reference
 
 from .common import Case
 
 
 def cases(device, dtype):
-    for B, K, V in ((1, 4, 49152), (4, 4, 49152), (1, 4, 151936)):
+    for batch, length, vocab in ((1, 4, 49152), (4, 4, 49152), (1, 4, 151936)):
 
-        def make(seed, B=B, K=K, V=V):
-            g = torch.Generator(device).manual_seed(seed)
-            target = torch.randn(B, K + 1, V, generator=g, device=device) * 3
-            draft = target[:, :K] + 0.3 * torch.randn(B, K, V, generator=g, device=device)
-            rows = torch.arange(B, device=device)
-            return (
-                draft.argmax(dim=2), draft.to(dtype), target.to(dtype),
-                torch.ones(B, device=device), rows, rows + 100,
+        def make(seed, batch=batch, length=length, vocab=vocab):
+            g = torch.Generator().manual_seed(seed)
+            target = torch.randn(batch, length + 1, vocab, generator=g) * 3
+            draft = target[:, :length] + 0.3 * torch.randn(batch, length, vocab, generator=g)
+            values = (
+                draft.argmax(dim=2), draft.to(dtype), target.to(dtype), torch.ones(batch),
+                torch.arange(batch), torch.full((batch,), 100),
             )  # fmt: skip
+            return tuple(value.to(device) for value in values)
 
         yield Case(
-            shape=f"B {B} K {K} V {V}",
+            shape=f"B {batch} K {length} V {vocab}",
             make=make,
-            ours=dspark_kernels.chain_reject,
+            ours=chain_reject,
             baseline=reference,
-            baseline_name="the PyTorch reference",
+            baseline_name="the reference in PyTorch",
             expected=reference,
-            bytes=B * (2 * K + 1) * V * dtype.itemsize,
+            bytes=batch * (2 * length + 1) * vocab * dtype.itemsize,
             flops=0,
         )

@@ -1,54 +1,68 @@
-"""glm_tree against its reference: the whole gate, from the heads' candidates to the tree."""
+"""glm_tree, the whole gate from the heads' candidates to the tree, against its reference."""
 
 import torch
 
+import dspark_kernels
 from dspark_kernels.reference.glm_tree import glm_tree as reference
 
 from .common import Case
 
-VOCAB = 49152
-SCORES = 4  # of the outputs
+
+def inputs(seed, batch, heads, candidates, rank, nodes, paths, dtype, device, vocab=49152):
+    """Random arguments in the order of the schema, by name."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(shape, generator=g) * scale).to(device)
+
+    ids = torch.stack(
+        [torch.randperm(vocab, generator=g)[:candidates] for _ in range(batch * heads)]
+    )
+    keys = normal(batch, heads, candidates, scale=2.0).sort(descending=True).values
+    return {
+        "ids": ids.view(batch, heads, candidates).to(device),
+        "keys": keys,
+        "logsumexp": keys.logsumexp(dim=-1) + 0.5,
+        "gate": normal(batch, heads, 2 * rank),
+        "root": torch.randint(0, vocab, (batch,), generator=g).to(device),
+        "table_in": normal(vocab, rank).to(dtype),
+        "table_out": normal(vocab, rank, scale=0.5).to(dtype),
+        "mix": normal(2 * rank, rank, scale=rank**-0.5).to(dtype),
+        "depth_scale": normal(heads, rank),
+        "calibration": torch.ones(heads, device=device),
+        "temperature": torch.ones(batch, device=device),
+        "paths": torch.randint(0, vocab, (batch, paths, 10), generator=g).to(device),
+        "path_scores": torch.rand((batch, paths, 10), generator=g).to(device),
+        "num_nodes": nodes,
+        "min_score": 0.0,
+    }
 
 
 def cases(device, dtype):
-    for B, H, C, R, N, P in (
+    names = tuple(inputs(0, 1, 1, 1, 1, 1, 1, dtype, device))
+    for batch, heads, candidates, rank, nodes, paths in (
         (1, 5, 32, 64, 64, 0),
         (1, 5, 32, 64, 64, 4),
         (4, 5, 32, 64, 64, 4),
         (1, 5, 48, 128, 64, 4),
         (1, 8, 64, 256, 256, 4),
     ):
-        g = torch.Generator(device).manual_seed(0)
-        tables = torch.randn(2, VOCAB, R, generator=g, device=device).to(dtype)
 
-        def make(seed, B=B, H=H, C=C, R=R, N=N, P=P, tables=tables):
-            g = torch.Generator(device).manual_seed(seed)
+        def make(seed, sizes=(batch, heads, candidates, rank, nodes, paths)):
+            return tuple(inputs(seed, *sizes, dtype, device).values())
 
-            def normal(*shape, scale=1.0):
-                return torch.randn(shape, generator=g, device=device) * scale
+        def ours(*values):
+            return dspark_kernels.glm_tree(**dict(zip(names, values, strict=True)))
 
-            def tokens(*shape):
-                return torch.randint(0, VOCAB, shape, generator=g, device=device)
-
-            keys = normal(B, H, C, scale=2.0).sort(descending=True).values
-            ids = torch.rand(B, H, VOCAB, generator=g, device=device).topk(C).indices
-            return (
-                ids, keys, keys.logsumexp(dim=-1) + 0.5, normal(B, H, 2 * R), tokens(B),
-                tables[0], tables[1] * 0.5, normal(2 * R, R, scale=R**-0.5).to(dtype),
-                normal(H, R), torch.ones(H, device=device), torch.ones(B, device=device),
-                tokens(B, P, 10), torch.rand(B, P, 10, generator=g, device=device), N, 0.0,
-            )  # fmt: skip
-
-        # the rows of the tables that must be read at least, and mix
-        rows = B * (N + H * C) + 2 * R
+        rows = batch * (nodes + heads * candidates) + 2 * rank  # of the tables, and of mix
         yield Case(
-            shape=f"B {B} H {H} C {C} R {R} N {N} P {P}",
+            shape=f"B {batch} H {heads} C {candidates} R {rank} N {nodes} paths {paths}",
             make=make,
-            ours=torch.ops.dspark.glm_tree.default,
+            ours=ours,
             baseline=reference,
-            baseline_name="the PyTorch reference",
+            baseline_name="the reference in PyTorch",
             expected=reference,
-            bytes=rows * R * dtype.itemsize,
-            flops=2 * B * (N * 2 * R * R + N * C * R),
-            output=SCORES,
+            compared=lambda tree: tree[4],  # scores: equal ones may change places
+            bytes=rows * rank * dtype.itemsize,
+            flops=2 * batch * nodes * rank * (heads * candidates + 2 * rank),
         )

@@ -36,8 +36,8 @@ class Case:
     expected: Callable  # the float32 reference
     bytes: int  # that must be read
     flops: int
-    output: int = 0  # which of several outputs is compared
     runs: int = 25
+    compared: Callable = lambda output: output[0] if isinstance(output, tuple) else output
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _resident(field: str) -> int:
 
 
 def agrees(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether integers are equal, and the largest error of floats within the dtype's rounding."""
+    """Whether ids are equal, or the largest error of values is within the dtype's rounding."""
     if not actual.is_floating_point():
         return torch.equal(actual, expected)
     actual, expected = actual.float(), expected.float()
@@ -163,16 +163,13 @@ def buffers_of(case: Case) -> list[tuple]:
     return [first, *(case.make(i) for i in range(1, min(32, math.ceil(CACHE_BYTES / nbytes))))]
 
 
-def _output(case: Case, function: Callable, arguments: tuple) -> torch.Tensor:
-    result = function(*arguments)
-    return result[case.output] if isinstance(result, tuple) else result
-
-
 def measure(op: str, case: Case, device: str, dtype: torch.dtype, peaks) -> Result | None:
     """Measure one case, or None if its output is wrong."""
     buffers = buffers_of(case)
-    if not agrees(*(_output(case, f, buffers[0]) for f in (case.ours, case.expected)), dtype):
+    output, expected = (case.compared(f(*buffers[0])) for f in (case.ours, case.expected))
+    if not agrees(output, expected, dtype):
         return None
+    del output, expected
     extra = extra_memory(case.ours, buffers[0], device)
     ours, baseline = interleaved([case.ours, case.baseline], buffers, case.runs, device)
     median, low, high = quantiles(ours)
