@@ -243,6 +243,19 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   g.sync();
 }
 
+// Asks for the rows of all candidates, whose levels come later.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int item = g.lane(); item < shape.heads * shape.candidates; item += g.size()) {
+    const int64_t id = in.ids[item];
+    for (int k = 0; id >= 0 && id < shape.vocab && k < shape.rank; k += kLine) {
+      G::prefetch(in.table_in + id * shape.table_in_stride + k);
+      G::prefetch(in.table_out + id * shape.table_out_stride + k);
+    }
+  }
+}
+
 // What the nodes of a level share: the candidates' rows and keys.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prepare_level(G& g, const GlmShape& shape, const GlmInputs<T>& in,

@@ -14,7 +14,7 @@
 //
 //   Vector, kWidth               that many floats; conditions on Vectors are Masks
 //   Vector load(const T*), load_first(const T*, n), splat(float)
-//   void store(float*, Vector)
+//   void prefetch(const void*), void store(float*, Vector)
 //   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
@@ -47,5 +47,13 @@ namespace dspark {
 
 constexpr int kMaxNodes = 256, kMaxHeads = 16, kMaxCandidates = 64, kMaxRank = 256;
 constexpr int kMaxPaths = 16, kMaxPathLength = 32, kMaxNgram = 16;
+
+DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
 
 }  // namespace dspark

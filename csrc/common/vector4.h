@@ -91,6 +91,13 @@ struct Vector4Lanes {
   static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
     return for_lanes4<Float4>([&](int i) { return i < count ? dspark::to_float(from[i]) : 0.0f; });
   }
+  static DSPARK_FORCE_INLINE void prefetch(const void* from) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+    __builtin_prefetch(from);
+#endif
+  }
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) {
     struct alignas(16) Packet {
       Float4 value;

@@ -32,6 +32,7 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE float to_float(T value) {
     return DSPARK_ISA::to_float(value);
   }
+  static DSPARK_FORCE_INLINE void prefetch(const void*) {}
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) { DSPARK_ISA::store(to, value); }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return DSPARK_ISA::splat(value); }
   using Step = const float*;
