@@ -93,7 +93,7 @@ def compile_file(command: list[str], source: Path, target: Path) -> None:
         files = dependencies(Path(f"{target}.d"))
         if all(file.exists() and file.stat().st_mtime <= built for file in files):
             return
-    print(stamp, flush=True)
+    print(f"compiling {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     recipe.unlink(missing_ok=True)
     subprocess.run(command, check=True)
@@ -113,12 +113,15 @@ class BuildNative(build_ext):
         # gcc 12 finds fault with its own immintrin.h
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+        # one place, also for editable installs, so that nothing is compiled twice
+        objects_folder = Path("build/native")
         if os.environ.get("DSPARK_SANITIZE") == "1":
-            host += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+            objects_folder = Path("build/native-sanitized")
+            host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
             link += ["-lasan", "-lubsan"]
         jobs = []
         for source in map(Path, ext.sources):
-            target = Path(self.build_temp) / source.with_suffix(".o")
+            target = objects_folder / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
                     gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]

@@ -1,13 +1,16 @@
 """accept_tree with compaction, against a walk on the host and index_select per layer."""
 
-from functools import partial
 from itertools import pairwise
 
 import torch
-from common import Report, arguments
 
-from dspark_kernels import DraftTree, accept_tree
+import dspark_kernels
+from dspark_kernels import DraftTree
+from dspark_kernels.reference.accept_tree import accept_tree as reference
 
+from .common import Case
+
+MAX_DEPTH = 15
 SLOTS = 1024
 SEQLEN = 500
 
@@ -37,39 +40,49 @@ def by_hand(tree, draws, caches, seqlen):
     source = torch.tensor(path, device=draws.device) + seqlen
     for cache in caches:
         cache[:, seqlen : seqlen + len(path)] = cache.index_select(1, source)
-    return path
+    return torch.tensor([path])
 
 
-def main():
-    options = arguments(__doc__)
-    report = Report("accept_tree", options)
-    dtype = torch.bfloat16
-    for layers, heads, head_dim, nodes, path in (
-        (30, 3, 64, 64, 5),
-        (32, 8, 128, 64, 5),
-        (32, 8, 128, 256, 10),
+def cases(device, dtype):
+    for layers, heads, head_dim, nodes, path, joint in (
+        (30, 3, 64, 64, 5, True),
+        (30, 3, 64, 64, 5, False),
+        (32, 8, 128, 64, 5, True),
+        (32, 8, 128, 256, 10, True),
     ):
-        tree, draws = example(nodes, path, options.device)
-        storage = torch.randn(layers, 2, 1, SLOTS, heads, head_dim).to(options.device, dtype)
-        separate = [part.clone() for layer in storage for part in layer]
-        joint = [storage.permute(2, 3, 0, 1, 4, 5)]  # all layers as one cache [B, S, ...]
-        seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=options.device)
-        assert accept_tree(tree, draws, joint, seqlens)[2].item() == path + 1
-        kernel = torch.ops.dspark.accept_tree.default
-        raw = (tree.tokens, tree.parents, tree.num_nodes, draws)
-        report.add(
-            f"L{layers} Hkv{heads} E{head_dim} N{nodes} path {path}",
-            dtype,
-            {
-                "op, one storage": partial(kernel, *raw, joint, seqlens, None, 15),
-                "op, a tensor per layer": partial(kernel, *raw, separate, seqlens, None, 15),
-                "public function": partial(accept_tree, tree, draws, joint, seqlens, max_depth=15),
-                "index_select per layer": partial(by_hand, tree, draws, separate, SEQLEN),
-            },
-            2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
+        tree, draws = example(nodes, path, device)
+        seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=device)
+
+        def make(seed, shape=(layers, 2, 1, SLOTS, heads, head_dim)):
+            return (torch.randn(shape, device=device).to(dtype),)
+
+        def caches(storage, joint=joint):
+            """All layers as one cache [B, S, L, 2, Hkv, E] as in `KVCache`, or one by one."""
+            if joint:
+                return [storage.permute(2, 3, 0, 1, 4, 5)]
+            return list(storage.flatten(0, 1).unbind())
+
+        def ours(storage, tree=tree, draws=draws, seqlens=seqlens, caches=caches):
+            return dspark_kernels.accept_tree(
+                tree, draws, caches(storage), seqlens, max_depth=MAX_DEPTH
+            )
+
+        def expected(storage, tree=tree, draws=draws, seqlens=seqlens):
+            return reference(
+                tree.tokens, tree.parents, tree.num_nodes, draws, [], seqlens, None, MAX_DEPTH
+            )
+
+        def baseline(storage, tree=tree, draws=draws):
+            return by_hand(tree, draws, list(storage.flatten(0, 1).unbind()), SEQLEN)
+
+        layout = "one storage" if joint else "a tensor per layer"
+        yield Case(
+            shape=f"layers {layers} Hkv {heads} E {head_dim} N {nodes} path {path}, {layout}",
+            make=make,
+            ours=ours,
+            baseline=baseline,
+            baseline_name="a walk on the host and index_select per layer",
+            expected=expected,
+            bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
+            flops=0,
         )
-    report.save()
-
-
-if __name__ == "__main__":
-    main()

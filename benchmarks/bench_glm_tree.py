@@ -1,17 +1,16 @@
-"""glm_tree against its reference: the whole gate, from the heads' candidates to the tree."""
-
-from functools import partial
+"""glm_tree, the whole gate from the heads' candidates to the tree, against its reference."""
 
 import torch
-from common import Report, arguments
 
-from dspark_kernels import glm_tree
+import dspark_kernels
 from dspark_kernels.reference.glm_tree import glm_tree as reference
 
+from .common import Case
 
-def inputs(batch, heads, candidates, rank, nodes, paths, dtype, device, vocab=49152):
+
+def inputs(seed, batch, heads, candidates, rank, nodes, paths, dtype, device, vocab=49152):
     """Random arguments in the order of the schema, by name."""
-    g = torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0):
         return (torch.randn(shape, generator=g) * scale).to(device)
@@ -39,9 +38,8 @@ def inputs(batch, heads, candidates, rank, nodes, paths, dtype, device, vocab=49
     }
 
 
-def main():
-    options = arguments(__doc__)
-    report = Report("glm_tree", options)
+def cases(device, dtype):
+    names = tuple(inputs(0, 1, 1, 1, 1, 1, 1, dtype, device))
     for batch, heads, candidates, rank, nodes, paths in (
         (1, 5, 32, 64, 64, 0),
         (1, 5, 32, 64, 64, 4),
@@ -49,24 +47,22 @@ def main():
         (1, 5, 48, 128, 64, 4),
         (1, 8, 64, 256, 256, 4),
     ):
-        for dtype in (torch.float32, torch.bfloat16):
-            named = inputs(batch, heads, candidates, rank, nodes, paths, dtype, options.device)
-            values = tuple(named.values())
-            kernel = torch.ops.dspark.glm_tree.default
-            # rows of the tables that must be read at least, and mix
-            rows = batch * (nodes + heads * candidates) + 2 * rank
-            report.add(
-                f"B{batch} H{heads} C{candidates} R{rank} N{nodes} P{paths}",
-                dtype,
-                {
-                    "op": partial(kernel, *values),
-                    "public function": partial(glm_tree, **named),
-                    "reference": partial(reference, *values),
-                },
-                rows * rank * dtype.itemsize,
-            )
-    report.save()
 
+        def make(seed, sizes=(batch, heads, candidates, rank, nodes, paths)):
+            return tuple(inputs(seed, *sizes, dtype, device).values())
 
-if __name__ == "__main__":
-    main()
+        def ours(*values):
+            return dspark_kernels.glm_tree(**dict(zip(names, values, strict=True)))
+
+        rows = batch * (nodes + heads * candidates) + 2 * rank  # of the tables, and of mix
+        yield Case(
+            shape=f"B {batch} H {heads} C {candidates} R {rank} N {nodes} paths {paths}",
+            make=make,
+            ours=ours,
+            baseline=reference,
+            baseline_name="the reference in PyTorch",
+            expected=reference,
+            compared=lambda tree: tree[4],  # scores: equal ones may change places
+            bytes=rows * rank * dtype.itemsize,
+            flops=2 * batch * nodes * rank * (heads * candidates + 2 * rank),
+        )

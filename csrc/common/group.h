@@ -37,8 +37,10 @@
 
 #include "common/noise.h"
 
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__)
 #define DSPARK_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define DSPARK_UNROLL
 #else
 #define DSPARK_UNROLL _Pragma("GCC unroll 16")
 #endif
