@@ -156,11 +156,13 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
                                    const GlmWorkspace& work, TreeScratch& s,
                                    const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
-  // rows R .. 2R - 1 of mix become the columns from Rp on
-  transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
-    const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
-    return row < 0 ? nullptr : in.mix + row * shape.rank;
-  });
+  if (!shape.matrix_unit) {
+    // rows R .. 2R - 1 of mix become the columns from Rp on
+    transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
+      const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
+      return row < 0 ? nullptr : in.mix + row * shape.rank;
+    });
+  }
   prefetch_rows(g, shape, in);
   if (g.lane() == 0) {
     s.token[0] = in.root;

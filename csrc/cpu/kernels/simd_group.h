@@ -14,6 +14,8 @@ namespace dspark::DSPARK_ISA {
 struct SimdGroup : SerialGroup {
   using Vector = Floats;
   using Mask = Ints;
+  template <typename T>
+  static constexpr bool kMatrixUnit = false;
   static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8;
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
