@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TRITON_TESTS := $(foreach op,draft_blocks linear_topk merge_topk sample_logits tree_attention,tests/test_$(op).py)
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test sanitize lint bench gpu-check clean
 
 demo: $(VENV)/built
 	$(BIN)/dspark generate
@@ -18,6 +18,14 @@ test: $(VENV)/built
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network
 gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check
+
+# the op tests on a library built with AddressSanitizer and UBSan
+sanitize: $(VENV)/built
+	PYTHON=$(abspath $(BIN))/python tests/run_sanitized.sh
+
+# the ops on this CPU, against what one would write without them; run it on an idle machine
+bench: $(VENV)/built
+	$(BIN)/python -m benchmarks --csv benchmarks/results
 
 lint: $(VENV)/built
 	$(BIN)/pre-commit run --all-files

@@ -5,7 +5,7 @@ never imported here, its headers are found by path, so that build isolation work
 
     CXX                 the C++ compiler (g++)
     CUDA_HOME           where nvcc is; else it is looked for on PATH. Without nvcc: CPU kernels only
-    DSPARK_CUDA_ARCHS   such as "80;90": the GPU architectures; empty: CPU kernels only
+    DSPARK_CUDA_ARCHS   such as "80;90a": the GPU architectures; empty: CPU kernels only
     DSPARK_SANITIZE=1   with AddressSanitizer and UndefinedBehaviorSanitizer, for tests
 """
 
@@ -31,7 +31,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         *INSTRUCTION_SETS["avx2"],
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
     ]
-DEFAULT_CUDA_ARCHS = ("80", "90", "100", "120")
+DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
 
 
 def torch_include() -> Path:
@@ -65,7 +65,9 @@ def cuda_archs(nvcc: str) -> list[str]:
     if asked is not None:
         return [arch for arch in asked.replace(",", ";").split(";") if arch]
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    return [arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch}" in known.stdout.split()]
+    return [
+        arch for arch in DEFAULT_CUDA_ARCHS if f"compute_{arch.rstrip('a')}" in known.stdout.split()
+    ]
 
 
 def cuda_targets(archs: list[str]) -> list[str]:
@@ -91,7 +93,7 @@ def compile_file(command: list[str], source: Path, target: Path) -> None:
         files = dependencies(Path(f"{target}.d"))
         if all(file.exists() and file.stat().st_mtime <= built for file in files):
             return
-    print(stamp, flush=True)
+    print(f"compiling {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     recipe.unlink(missing_ok=True)
     subprocess.run(command, check=True)
@@ -111,12 +113,15 @@ class BuildNative(build_ext):
         # gcc 12 finds fault with its own immintrin.h
         host = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized"]
         link = [f"-L{torch_include().parent / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch"]
+        # one place, also for editable installs, so that nothing is compiled twice
+        objects_folder = Path("build/native")
         if os.environ.get("DSPARK_SANITIZE") == "1":
-            host += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+            objects_folder = Path("build/native-sanitized")
+            host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
             link += ["-lasan", "-lubsan"]
         jobs = []
         for source in map(Path, ext.sources):
-            target = Path(self.build_temp) / source.with_suffix(".o")
+            target = objects_folder / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
                     gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]

@@ -9,15 +9,18 @@ import torch
 class KVCache:
     """Keys and values of all layers with one length per request.
 
-    keys, values: one tensor per layer, [B, S, Hkv, E]; paged: [num_blocks, block_size, Hkv, E].
+    storage: [L, 2, B, S, Hkv, E], keys and values of L layers; paged: [L, 2, num_blocks,
+        block_size, Hkv, E]. One tensor, so that `accept_tree` moves all layers' entries as one.
     seqlens: int32 [B], tokens kept; what lies beyond is scratch space of the current tree.
     block_table: int32 [B, max_blocks] of a paged cache, else None.
     """
 
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
+    storage: torch.Tensor
     seqlens: torch.Tensor
     block_table: torch.Tensor | None = None
+
+    def __post_init__(self):
+        self.keys, self.values = (list(part) for part in self.storage.unbind(1))
 
     @classmethod
     def contiguous(cls, num_layers, batch, capacity, kv_heads, head_dim, dtype, device):
@@ -46,11 +49,8 @@ class KVCache:
     def _empty(cls, num_layers, shape, batch, dtype, device):
         if min(num_layers, *shape) < 1:
             raise ValueError(f"KVCache: sizes must be positive, got {num_layers} layers of {shape}")
-
-        def layers():
-            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-
-        return cls(layers(), layers(), torch.zeros(batch, dtype=torch.int32, device=device))
+        storage = torch.zeros(num_layers, 2, *shape, dtype=dtype, device=device)
+        return cls(storage, torch.zeros(batch, dtype=torch.int32, device=device))
 
     @property
     def capacity(self) -> int:
@@ -60,8 +60,8 @@ class KVCache:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """The keys and values of all layers, as `accept_tree` takes them."""
-        return [*self.keys, *self.values]
+        """Keys and values as `accept_tree` takes them: one cache [B, S, L, 2, Hkv, E]."""
+        return [self.storage.permute(2, 3, 0, 1, 4, 5)]
 
     def slots(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index of the `count` slots behind each request's tokens: two int64 [B, count] tensors.

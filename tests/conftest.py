@@ -1,6 +1,7 @@
 """The device under test, and which tests a backend runs."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -13,17 +14,44 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where ops run")
 
 
+MARKERS = {
+    "backend": "compares the op as dispatched with its reference",
+    "cuda": "needs a GPU: --device cuda",
+    "nvcc": "needs nvcc",
+}
+
+
+def why_not(marker, config):
+    """Why the tests of a marker cannot run here, or None."""
+    if marker == "backend" and os.environ.get("DSPARK_BACKEND") == "reference":
+        return "a reference compared with itself proves nothing"
+    if marker == "cuda" and config.getoption("--device") != "cuda":
+        return "they need a GPU, --device cuda"
+    if marker == "nvcc" and shutil.which("nvcc") is None:
+        return "they need nvcc on the PATH"
+    return None
+
+
 def pytest_configure(config):
-    config.addinivalue_line("markers", "backend: compares the op as dispatched with its reference")
+    for marker, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{marker}: {meaning}")
 
 
 def pytest_collection_modifyitems(config, items):
-    """A reference compared with itself proves nothing: those tests are not part of its run."""
-    if os.environ.get("DSPARK_BACKEND") != "reference":
-        return
-    kept = [item for item in items if item.get_closest_marker("backend") is None]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+    """Tests that cannot run here are no part of the run; the summary says why, see below."""
+    reasons = {marker: reason for marker in MARKERS if (reason := why_not(marker, config))}
+    left_out = {
+        marker: [item for item in items if item.get_closest_marker(marker)] for marker in reasons
+    }
+    config.left_out = {marker: len(some) for marker, some in left_out.items() if some}
+    gone = {item for some in left_out.values() for item in some}
+    config.hook.pytest_deselected(items=[item for item in items if item in gone])
+    items[:] = [item for item in items if item not in gone]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for marker, count in config.left_out.items():
+        terminalreporter.write_line(f"{count} tests left out: {why_not(marker, config)}")
 
 
 @pytest.fixture

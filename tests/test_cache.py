@@ -26,7 +26,8 @@ def test_slots_follow_each_request():
     request, slot = cache.slots(2)
     assert request.tolist() == [[0, 0], [1, 1], [2, 2]]
     assert slot.tolist() == [[0, 1], [5, 6], [2, 3]]
-    assert cache.capacity == 20 and len(cache.tensors) == 4
+    assert cache.capacity == 20
+    assert [list(tensor.shape) for tensor in cache.tensors] == [[3, 20, 2, 2, 2, 8]]
 
 
 def test_paged_slots_follow_the_block_table():

@@ -229,6 +229,18 @@ def test_backend_hostile_values(spoil, device):
     assert_same_tree(tree, DraftTree(*reference(*inputs.values())))
 
 
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 0, 6), (3, 4, 2, 0), (3, 0, 0, 0), (3, 0, 2, 4), (0, 0, 0, 0)]
+)
+def test_no_heads_candidates_or_paths(shape, device):
+    H, C, P, Q = shape
+    inputs = glm_inputs(H=H, C=C)
+    inputs["paths"] = torch.randint(0, 50, (2, P, Q))
+    inputs["path_scores"] = torch.rand(2, P, Q)
+    tree = DraftTree(*(part.cpu() for part in public(to(inputs, device))))
+    assert_same_tree(tree, DraftTree(*reference(*inputs.values())))
+
+
 def tied_inputs(nodes):
     inputs = glm_inputs(B=2, H=4, C=6, N=nodes, V=20, P=3, Q=6)
     inputs["keys"] = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -2.0]).expand(2, 4, 6).contiguous()

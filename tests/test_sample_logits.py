@@ -127,7 +127,7 @@ def test_shapes(M, V, cuts, dtype, device):
 @pytest.mark.backend
 @pytest.mark.parametrize("cuts", CUTS)
 def test_large_vocabulary(cuts, device):
-    check(inputs(6, 20_011, cuts, seed=4, device=device))
+    check(inputs(6, 5_011, cuts, seed=4, device=device))
 
 
 @pytest.mark.backend
@@ -141,17 +141,17 @@ def test_ties_share_their_fate(cuts, device):
 @pytest.mark.backend
 def test_truncation_by_repeated_draws(device):
     """Many draws from one row: exactly the kept tokens come out."""
-    M, V = 600, 30
+    M, V = 64, 30
     row = inputs(1, V, device=device)["logits"]
     arguments = {
         "logits": row.expand(M, -1),
         "temperature": torch.full((M,), 5.0, device=device),
         "seed": torch.arange(M, device=device),
         "position": torch.zeros(M, dtype=torch.int64, device=device),
-        "top_k": torch.full((M,), 9, dtype=torch.int32, device=device),
+        "top_k": torch.full((M,), 4, dtype=torch.int32, device=device),
     }
     ids = dspark_kernels.sample_logits(**arguments)
-    assert set(ids.tolist()) == set(row[0].topk(9).indices.tolist())
+    assert set(ids.tolist()) == set(row[0].topk(4).indices.tolist())
 
 
 @pytest.mark.backend

@@ -44,7 +44,8 @@ def noise(rows):
 
 def call_linear_topk(dtype, rows, k):
     x, weight, bias = empty(rows, D, dtype=dtype), empty(V, D, dtype=dtype), empty(V, dtype=dtype)
-    linear_topk(x, weight, k, bias, *noise(rows), int64s(V), 0)
+    for id_map in (None, int64s(V)):
+        linear_topk(x, weight, k, bias, *noise(rows), id_map, 0)
 
 
 def call_logits_topk(dtype, k):

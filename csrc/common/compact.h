@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <type_traits>
 #include <vector>
 
 #include "common/walk.h"
@@ -22,7 +23,8 @@ struct CacheTable {
 
 template <int kBytes>
 struct alignas(kBytes) Packet {
-  char bytes[kBytes];
+  using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint8_t>;
+  Word words[kBytes / sizeof(Word)];
 };
 
 struct MoveList {

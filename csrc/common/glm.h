@@ -31,7 +31,6 @@ struct GlmInputs {                // of one request
 };
 
 constexpr int kPitch = 16;  // every kWidth divides it
-constexpr int kTile = 8;    // rows of a product that one member computes together
 
 DSPARK_FORCE_INLINE constexpr int padded(int count) {
   return (count + kPitch - 1) / kPitch * kPitch;
@@ -39,8 +38,8 @@ DSPARK_FORCE_INLINE constexpr int padded(int count) {
 
 // Memory of one request outside the scratch struct; it fits into caches, not into shared memory.
 struct GlmWorkspace {
-  float* mix;          // [R][2 Rp], transposed; the columns of b start at Rp
-  float* rows_out;     // [R][Cp], transposed rows of table_out
+  float* mix;          // [Rp][2 Rp], transposed; the columns of b start at Rp
+  float* rows_out;     // [Rp][Cp], transposed rows of table_out
   float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
   float* gates;        // [F][2 Rp]
   float *even, *odd;   // [F][Rp] states of this level and of the one above
@@ -51,7 +50,7 @@ struct GlmWorkspace {
   static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
     const int64_t children = nodes * candidates + kPitch;
-    return 4 * (s.rank * (2 * rank + candidates) + nodes * 5 * rank + candidates + children +
+    return 4 * (rank * (2 * rank + candidates) + nodes * 5 * rank + candidates + children +
                 2 * (nodes + children));
   }
 
@@ -59,8 +58,8 @@ struct GlmWorkspace {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
     const int64_t children = nodes * candidates + kPitch;
     mix = reinterpret_cast<float*>(memory);
-    rows_out = mix + s.rank * 2 * rank;
-    rows_in = rows_out + s.rank * candidates;
+    rows_out = mix + rank * 2 * rank;
+    rows_in = rows_out + rank * candidates;
     gates = rows_in + nodes * rank;
     even = gates + nodes * 2 * rank;
     odd = even + nodes * rank;
@@ -80,14 +79,14 @@ DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
   return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
 }
 
-// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; a null row is one
-// of zeros.
+// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; zeros where a row
+// is null and for the padding.
 template <class G, class Row>
 DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
                                   const Row& row) {
   auto team = g.team();
   for (int first = team.index() * G::kWidth; first < pitch; first += team.count() * G::kWidth) {
-    for (int k = team.lane() * G::kWidth; k < depth; k += team.size() * G::kWidth) {
+    for (int k = team.lane() * G::kWidth; k < padded(depth); k += team.size() * G::kWidth) {
       typename G::Vector block[G::kWidth];
       DSPARK_UNROLL
       for (int i = 0; i < G::kWidth; ++i) {
@@ -96,37 +95,57 @@ DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* 
       }
       G::transpose(block);
       DSPARK_UNROLL
-      for (int j = 0; j < G::kWidth; ++j) {
-        if (k + j < depth) G::store(to + (k + j) * pitch + first, block[j]);
-      }
+      for (int j = 0; j < G::kWidth; ++j) G::store(to + (k + j) * pitch + first, block[j]);
     }
   }
   g.sync();
 }
 
-// out[f][j] = Σ_k in[f][k] · right[k][j] for f < rows, j < pitch.
+// A tile of a product: rows `first` on, kTile of them, and kWidth columns.
+template <int kTile, class G>
+DSPARK_HOST_DEVICE void product_tile(int first, int rows, int depth, int pitch, const float* in,
+                                     int in_pitch, const float* right, float* out) {
+  using V = typename G::Vector;
+  const float* from[kTile];
+  V sum[kTile];
+  DSPARK_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    from[t] = in + (first + t < rows ? first + t : rows - 1) * in_pitch;
+    sum[t] = G::splat(0.0f);
+  }
+  for (int k = 0; k < depth; k += G::kStep) {
+    typename G::Step left[kTile];
+    DSPARK_UNROLL
+    for (int t = 0; t < kTile; ++t) left[t] = G::load_step(from[t] + k);
+    DSPARK_UNROLL
+    for (int j = 0; j < G::kStep; ++j) {
+      const V x = G::load(right + (k + j) * pitch);
+      DSPARK_UNROLL
+      for (int t = 0; t < kTile; ++t) sum[t] += G::broadcast(left[t], j) * x;
+    }
+  }
+  DSPARK_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    if (first + t < rows) G::store(out + (first + t) * pitch, sum[t]);
+  }
+}
+
+// out[f][j] = Σ_k in[f][k] · right[k][j] for f < rows, j < pitch. Both matrices have zeros between
+// the depth and the next multiple of kStep.
 template <class G>
 DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const float* in, int in_pitch,
                                 const float* right, float* out) {
-  using V = typename G::Vector;
-  const int columns = pitch / G::kWidth, tiles = (rows + kTile - 1) / kTile;
+  constexpr int kTile = 8;
+  const int columns = pitch / G::kWidth;
+  const bool small = rows * columns < kTile * g.size();  // small tiles keep more members busy
+  const int tile = small ? G::kSmallTile : kTile, tiles = (rows + tile - 1) / tile;
   for (int item = g.lane(); item < tiles * columns; item += g.size()) {
-    const int first = item / columns * kTile, column = item % columns * G::kWidth;
-    const float* from[kTile];
-    V sum[kTile];
-    DSPARK_UNROLL
-    for (int t = 0; t < kTile; ++t) {
-      from[t] = in + (first + t < rows ? first + t : rows - 1) * in_pitch;
-      sum[t] = G::splat(0.0f);
-    }
-    for (int k = 0; k < depth; ++k) {
-      const V x = G::load(right + k * pitch + column);
-      DSPARK_UNROLL
-      for (int t = 0; t < kTile; ++t) sum[t] += G::broadcast(from[t] + k) * x;
-    }
-    DSPARK_UNROLL
-    for (int t = 0; t < kTile; ++t) {
-      if (first + t < rows) G::store(out + (first + t) * pitch + column, sum[t]);
+    const int first = item / columns * tile, column = item % columns * G::kWidth;
+    if (small) {
+      product_tile<G::kSmallTile, G>(first, rows, depth, pitch, in, in_pitch, right + column,
+                                     out + column);
+    } else {
+      product_tile<kTile, G>(first, rows, depth, pitch, in, in_pitch, right + column, out + column);
     }
   }
   g.sync();

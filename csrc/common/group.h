@@ -13,8 +13,9 @@
 // arithmetic on rows of floats (SimdGroup in the templates) also have
 //
 //   Vector, kWidth               that many floats; conditions on Vectors are Masks
-//   Vector load(const T*), load_first(const T*, n), splat(float), broadcast(const float*)
+//   Vector load(const T*), load_first(const T*, n), splat(float)
 //   void store(float*, Vector)
+//   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
@@ -36,8 +37,10 @@
 
 #include "common/noise.h"
 
-#ifdef __CUDA_ARCH__
+#if defined(__CUDA_ARCH__)
 #define DSPARK_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define DSPARK_UNROLL
 #else
 #define DSPARK_UNROLL _Pragma("GCC unroll 16")
 #endif

@@ -7,8 +7,7 @@
 
 #pragma once
 
-#include "common/glm.h"
-#include "common/select.h"
+#include "common/level.h"
 
 namespace dspark {
 
@@ -19,139 +18,6 @@ struct GlmOutputs {  // of one request
   float* scores;
   int32_t* num_nodes;
 };
-
-struct TreeScratch {
-  int64_t token[kMaxNodes];
-  float score[kMaxNodes];
-  int parent[kMaxNodes], depth[kMaxNodes];
-  int row[kMaxNodes];    // of the last level's nodes: the parent's place in the level above
-  int moved[kMaxNodes];  // where a node goes when others are dropped; -1 if it is dropped
-  int child[kMaxNodes];  // the children that stay
-  uint64_t order[kMaxNodes];
-  SelectScratch select;
-  int path_node[kMaxPaths];   // each path's place in the last level, or -1
-  int path_child[kMaxPaths];  // the child that stands for each path's next token, or -1
-  float bar;
-  int items, children;
-};
-
-// The children of one level: child f · pitch + c is candidate c under node f of the last level,
-// child extra + p the next token of path p where no candidate stands for it.
-struct Level {
-  int depth;            // of the last level, and the head of its children
-  int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
-  int pitch, extra;
-  const int64_t *ids, *paths;  // [C] of the head; [P] next tokens, path_stride apart
-  int path_stride;
-};
-
-template <class G>
-DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
-  return child < level.extra ? level.ids[child % level.pitch]
-                             : level.paths[(child - level.extra) * level.path_stride];
-}
-
-template <class G>
-DSPARK_HOST_DEVICE int child_parent(const Level& level, const TreeScratch& s, int child) {
-  return child < level.extra ? child / level.pitch : s.path_node[child - level.extra];
-}
-
-// Digit `place` of a score, of three; higher scores have lower digits.
-template <class G>
-DSPARK_FORCE_INLINE int score_digit(float score, int place) {
-  return kBins - 1 - ((G::float_bits(score) >> (kDigitBits * (2 - place))) & (kBins - 1));
-}
-
-// A score that at least `nodes` nodes and children reach, as far as their first digits tell;
-// children first .. end - 1 are new since the last call. The counts are kept in s.select.
-template <class G>
-DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int first, int end,
-                                   float bar, TreeScratch& s) {
-  for (int i = first + g.lane() * G::kWidth; i < end; i += g.size() * G::kWidth) {
-    uint32_t bits = G::bits(G::load(scores + i) > G::splat(bar));
-    for (int k = i; bits != 0; ++k, bits >>= 1) {
-      if (bits & 1) g.add(&s.select.histogram[score_digit<G>(scores[k], 0)], 1);
-    }
-  }
-  g.sync();
-  int bin = 0;
-  for (int above = 0; bin < kBins; ++bin) {
-    above += s.select.histogram[bin];
-    if (above >= nodes) break;
-  }
-  g.sync();
-  return bin < kBins ? G::bits_float((kBins - 1 - bin) << (2 * kDigitBits)) : 0.0f;
-}
-
-// Scores the children of the last level's nodes, best first and some at a time, for as long as they
-// can be among the N best; returns how many nodes were expanded.
-template <class G, typename T>
-DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs<T>& in, int depth,
-                                    int start, int kept, const GlmWorkspace& work, TreeScratch& s) {
-  const int count = kept - start, pitch = padded(shape.candidates);
-  prepare_level(g, shape, in, depth, work);
-  if (count > G::kExpand) {
-    for (int i = g.lane(); i < kBins; i += g.size()) s.select.histogram[i] = 0;
-    g.sync();
-    for (int i = g.lane(); i < kept; i += g.size()) {
-      g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
-    }
-    g.sync();
-  }
-  int expanded = 0;
-  for (float bar = 0; expanded < count && s.score[start + expanded] >= bar;) {
-    int some = 1;
-    while (some < G::kExpand && expanded + some < count &&
-           s.score[start + expanded + some] >= bar) {
-      ++some;
-    }
-    score_children(g, shape, in, depth, s.token + start, s.row + start, s.score + start, expanded,
-                   some, work);
-    const int first = expanded * pitch;
-    expanded += some;
-    if (expanded < count) {
-      bar = raise_bar(g, shape.nodes, work.scores, first, expanded * pitch, bar, s);
-    }
-  }
-  return expanded;
-}
-
-// Path tokens compete with the candidates: an equal child gets the larger score, a new one its own.
-template <class G>
-DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
-                                          const float* path_scores, int candidates, float* scores,
-                                          TreeScratch& s) {
-  for (int p = g.lane(); p < shape.paths; p += g.size()) {
-    const int f = s.path_node[p];
-    const int64_t token = level.paths[p * level.path_stride];
-    const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
-    int child = alive ? level.extra + p : -1;
-    for (int c = 0; child >= level.extra && c < candidates; ++c) {
-      if (level.ids[c] == token) child = f * level.pitch + c;
-    }
-    s.path_child[p] = child;
-    scores[level.extra + p] = 0;
-  }
-  g.sync();
-  if (g.lane() == 0) {
-    for (int p = 0; p < shape.paths; ++p) {
-      int child = s.path_child[p];
-      if (child < 0) continue;
-      const int f = s.path_node[p];
-      for (int other = 0; child == level.extra + p && other < p; ++other) {
-        if (s.path_child[other] == level.extra + other && s.path_node[other] == f &&
-            level.paths[other * level.path_stride] == level.paths[p * level.path_stride]) {
-          child = level.extra + other;
-        }
-      }
-      s.path_child[p] = child;
-      const float own = path_scores[p * level.path_stride], above = s.score[level.start + f];
-      const float score = own < above ? own : own == own ? above : 0;
-      if (score > scores[child]) scores[child] = score;
-    }
-  }
-  g.sync();
-}
 
 // Lists the nodes kept (as ~index) and the children that may be among the N best; returns how many.
 template <class G>

@@ -68,7 +68,8 @@ struct Vector4Lanes {
   using Mask = Mask4;
   static constexpr int kWidth = 4;
   static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
-  static constexpr int kScan = 8;            // tokens compared at once: loads in flight
+  static constexpr int kStep = 4, kSmallTile = 2;
+  static constexpr int kScan = 8;  // tokens compared at once: loads in flight
 
   template <typename T>
   static DSPARK_FORCE_INLINE float to_float(T value) {
@@ -97,7 +98,11 @@ struct Vector4Lanes {
     reinterpret_cast<Packet*>(to)->value = value;
   }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return {value, value, value, value}; }
-  static DSPARK_FORCE_INLINE Vector broadcast(const float* from) { return splat(*from); }
+  using Step = Float4;
+  static DSPARK_FORCE_INLINE Step load_step(const float* from) { return load(from); }
+  static DSPARK_FORCE_INLINE Vector broadcast(const Step& step, int i) {
+    return splat(step.lane[i]);
+  }
   static DSPARK_FORCE_INLINE Vector exp(Vector x) {
     return for_lanes4<Float4>([&](int i) { return expf(x.lane[i]); });
   }

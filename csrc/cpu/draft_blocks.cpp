@@ -28,7 +28,8 @@ Tensor draft_blocks(Tensor hidden, Tensor weight, Tensor bias, std::optional<Ten
   const Tensor source = with_contiguous_rows(features ? *features : hidden);
   check_dtype(source, dtype, kOp, "features");
   check_shape(source, {p.rows, p.depth}, kOp, "features", "have shape [B, F]");
-  const Optional scale_(residual_scale, dtype, {p.heads, p.dim}, kOp, "residual_scale");
+  const Optional scale_(residual_scale, dtype, {p.heads, p.dim}, kOp, "residual_scale",
+                        "have shape [H, D]");
 
   const Tensor hidden_rows = with_contiguous_rows(hidden);
   const Tensor weights = torch::stable::contiguous(weight),

@@ -2,8 +2,8 @@
 
 #pragma once
 
-#include "cpu/isa.h"
 #include "common/types.h"
+#include "cpu/isa.h"
 
 namespace dspark {
 

@@ -44,9 +44,10 @@ inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
 
 // A tensor of known dtype and shape, contiguous.
 inline Tensor whole(const Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape,
-                    const char* op, const char* argument) {
+                    const char* op, const char* argument,
+                    const char* expected = "have the shape of its documentation") {
   check_dtype(tensor, dtype, op, argument);
-  check_shape(tensor, shape, op, argument, "have the shape of its documentation");
+  check_shape(tensor, shape, op, argument, expected);
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
@@ -62,9 +63,10 @@ class Optional {
  public:
   Optional() = default;
   Optional(const std::optional<Tensor>& tensor, ScalarType dtype,
-           std::initializer_list<int64_t> shape, const char* op, const char* argument) {
+           std::initializer_list<int64_t> shape, const char* op, const char* argument,
+           const char* expected = "have the shape of its documentation") {
     if (!tensor) return;
-    tensor_ = whole(*tensor, dtype, shape, op, argument);
+    tensor_ = whole(*tensor, dtype, shape, op, argument, expected);
   }
   template <typename T>
   const T* data() const {

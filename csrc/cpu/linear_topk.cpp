@@ -76,11 +76,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t 
   const Tensor x_rows = with_contiguous_rows(x), weight_rows = with_contiguous_rows(weight);
   p.x = x_rows.const_data_ptr(), p.x_stride = x_rows.stride(0);
   p.weight = weight_rows.const_data_ptr(), p.weight_stride = weight_rows.stride(0);
-  const Optional bias_(bias, x.scalar_type(), {p.vocab}, kOp, "bias");
-  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature");
-  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed");
-  const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position");
-  const Optional id_map_(id_map, ScalarType::Long, {p.vocab}, kOp, "id_map");
+  const Optional bias_(bias, x.scalar_type(), {p.vocab}, kOp, "bias", "have shape [V]");
+  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature",
+                              "have shape [M]");
+  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed", "have shape [M]");
+  const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
+  const Optional id_map_(id_map, ScalarType::Long, {p.vocab}, kOp, "id_map", "have shape [V]");
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
   p.bias = bias_.data<void>(), p.temperature = temperature_.data<float>();

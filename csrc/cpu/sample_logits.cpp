@@ -26,12 +26,13 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::opti
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
   const Tensor rows = with_contiguous_rows(logits);
-  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature");
-  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed");
-  const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position");
-  const Optional top_k_(top_k, ScalarType::Int, {p.rows}, kOp, "top_k");
-  const Optional top_p_(top_p, ScalarType::Float, {p.rows}, kOp, "top_p");
-  const Optional min_p_(min_p, ScalarType::Float, {p.rows}, kOp, "min_p");
+  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature",
+                              "have shape [M]");
+  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed", "have shape [M]");
+  const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
+  const Optional top_k_(top_k, ScalarType::Int, {p.rows}, kOp, "top_k", "have shape [M]");
+  const Optional top_p_(top_p, ScalarType::Float, {p.rows}, kOp, "top_p", "have shape [M]");
+  const Optional min_p_(min_p, ScalarType::Float, {p.rows}, kOp, "min_p", "have shape [M]");
   p.logits = rows.const_data_ptr(), p.stride = rows.stride(0);
   p.temperature = temperature_.data<float>(), p.seed = seed_.data<int64_t>();
   p.position = position_.data<int64_t>(), p.top_k = top_k_.data<int32_t>();

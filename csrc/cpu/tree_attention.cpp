@@ -78,13 +78,16 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
     p.q_stride[i] = queries.stride(i), p.k_stride[i] = keys.stride(i);
     p.v_stride[i] = values.stride(i);
   }
-  const Optional seqlens_(cache_seqlens, ScalarType::Int, {p.batch}, kOp, "cache_seqlens");
+  const Optional seqlens_(cache_seqlens, ScalarType::Int, {p.batch}, kOp, "cache_seqlens",
+                          "have shape [B]");
   const Optional ancestors_(ancestors, ScalarType::Long, {p.batch, p.nodes, (p.nodes + 63) / 64},
-                            kOp, "ancestors");
+                            kOp, "ancestors", "have shape [B, N, ceil(N / 64)]");
   const Optional table_(block_table, ScalarType::Int, {p.batch, p.blocks_per_request}, kOp,
-                        "block_table");
-  const Optional k_scale_(k_scale, ScalarType::Float, {p.kv_heads}, kOp, "k_scale");
-  const Optional v_scale_(v_scale, ScalarType::Float, {p.kv_heads}, kOp, "v_scale");
+                        "block_table", "have shape [B, max_blocks]");
+  const Optional k_scale_(k_scale, ScalarType::Float, {p.kv_heads}, kOp, "k_scale",
+                          "have shape [Hkv]");
+  const Optional v_scale_(v_scale, ScalarType::Float, {p.kv_heads}, kOp, "v_scale",
+                          "have shape [Hkv]");
   p.cache_seqlens = seqlens_.data<int32_t>(), p.ancestors = ancestors_.data<int64_t>();
   p.block_table = table_.data<int32_t>();
   p.k_scale = k_scale_.data<float>(), p.v_scale = v_scale_.data<float>();

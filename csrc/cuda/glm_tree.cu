@@ -7,7 +7,7 @@
 namespace dspark {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 using Group = BlockGroup<kThreads>;
 
 // One request per block. The workspace is shared memory if it fits (`memory` is null then).

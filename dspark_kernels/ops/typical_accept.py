@@ -17,8 +17,8 @@ def typical_accept(
     cache_seqlens: torch.Tensor,
     *,
     temperature: torch.Tensor | None = None,
-    epsilon: float = 0.3,
-    delta: float = 0.09,
+    epsilon: float = 0.09,
+    delta: float = 0.3,
     block_table: torch.Tensor | None = None,
     max_depth: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ def glm_tree(
     mix = mix.float()
     ids = known_tokens(ids, vocab)
     keys = torch.where(ids >= 0, keys, float("-inf"))
-    if paths is None:
+    if paths is None or paths.shape[1] == 0:
         paths, path_scores = ids.new_zeros(batch, 0, 0), keys.new_zeros(batch, 0, 0)
     paths = known_tokens(paths, vocab)
     tau = 1.0

@@ -26,7 +26,7 @@ CHUNK_ELEMENTS = 2**23  # float32 logits of one chunk: they stay in the L2
 def _linear_topk_kernel(
     x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
     scratch_ptr, packed_ptr, lse_ptr, M, V, tile_rows, x_stride, weight_stride, vocab_offset,
-    D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     # tiles of x are the fastest axis: programs that read the same weight run side by side
@@ -48,14 +48,14 @@ def _linear_topk_kernel(
         tl.debug_barrier()
         for start in range(0, tile_rows, SLICE):
             place = start + slice_offset
-            tokens = first + place
-            valid = (place < tile_rows) & (tokens < V)
+            valid = (place < tile_rows) & (first + place < V)
             logits = tl.load(scratch_ptr + place[:, None])
             if bias_ptr is not None:
-                logits += tl.load(bias_ptr + tokens, valid, other=0.0).to(tl.float32)[:, None]
+                bias = tl.load(bias_ptr + first + place, valid, other=0.0)
+                logits += bias.to(tl.float32)[:, None]
             top, maximum, total = add_tile(
-                top, maximum, total, logits, tokens, valid, known, temperature_ptr, seed_ptr,
-                position_ptr, id_map_ptr, vocab_offset, None, K,
+                top, maximum, total, logits, first + start, valid, known, temperature_ptr, seed_ptr,
+                position_ptr, id_map_ptr, vocab_offset, None, K, CONSECUTIVE,
             )  # fmt: skip
         tl.debug_barrier()
     store_part(packed_ptr, lse_ptr, program, rows, M, top, maximum, total, K, BLOCK_K)
@@ -77,7 +77,8 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     _linear_topk_kernel[grid_rows, programs](
         x, weight, bias, *noise, id_map, scratch, packed, logsumexp, rows, vocabulary, tile_rows,
         x.stride(0), weight.stride(0), vocab_offset,
-        D=width, K=k, BLOCK_K=triton.next_power_of_2(k), **chosen.options(),
+        D=width, K=k, BLOCK_K=triton.next_power_of_2(k),
+        CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **chosen.options(),
     )  # fmt: skip
     return packed, logsumexp
 

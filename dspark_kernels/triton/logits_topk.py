@@ -12,7 +12,8 @@ from .topk import add_tile, empty_results, store_part
 def _logits_topk_kernel(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, floor_ptr,
     packed_ptr, lse_ptr, M, V, logits_stride, first, part, vocab_offset,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     known = tl.minimum(rows, M - 1).to(tl.int64)
@@ -25,8 +26,9 @@ def _logits_topk_kernel(
             logits_ptr + known[None, :] * logits_stride + column[:, None], valid[:, None], other=0.0
         )
         top, maximum, total = add_tile(
-            top, maximum, total, logits.to(tl.float32), first + column.to(tl.int64), valid, known,
-            temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset, floor_ptr, K,
+            top, maximum, total, logits.to(tl.float32), tl.cast(first + start, tl.int64), valid,
+            known, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset, floor_ptr, K,
+            CONSECUTIVE,
         )  # fmt: skip
     store_part(packed_ptr, lse_ptr, part + program, rows, M, top, maximum, total, K, BLOCK_K)
 
@@ -50,5 +52,6 @@ class LogitsRanking:
         _logits_topk_kernel[self.grid_rows, self.parts](
             logits, *noise, id_map, floor, self.packed, self.logsumexp, rows, columns,
             logits.stride(0), first, chunk * self.parts, vocab_offset,
-            K=k, BLOCK_K=triton.next_power_of_2(k), **self.tile.options(),
+            K=k, BLOCK_K=triton.next_power_of_2(k),
+            CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **self.tile.options(),
         )  # fmt: skip

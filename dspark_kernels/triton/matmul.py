@@ -34,7 +34,7 @@ def weight_times_rows(
 
 def balanced_tiles(rows: int, block: int, programs: int) -> tuple[int, int]:
     """Programs to launch (at most `programs`) and rows per tile (at most `block`): equal shares."""
-    programs = max(1, programs)
+    rows, programs = max(1, rows), max(1, programs)
     tiles = triton.cdiv(rows, block * programs) * programs
     tile_rows = min(block, triton.cdiv(triton.cdiv(rows, tiles), 16) * 16)
     return min(programs, triton.cdiv(rows, tile_rows)), tile_rows

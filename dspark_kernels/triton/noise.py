@@ -31,21 +31,38 @@ def philox(seed, position, block, stream: tl.constexpr):
 
 
 @triton.jit
-def uniform(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
-    """u in (0, 1), float32: int64 seed, position and token ids that broadcast together.
+def _uniform(words):
+    """u in (0, 1), float32, of uint32 words.
 
     x·2^-32 is exact, so contracting the two operations into an fma gives the same bits.
     """
-    c0, c1, c2, c3 = philox(seed, position, ids >> 2, stream)
-    lane = ids & 3
-    x = tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
-    return tl.minimum(x.to(tl.float32) * 2.0**-32 + 2.0**-33, LARGEST_BELOW_ONE)
+    return tl.minimum(words.to(tl.float32) * 2.0**-32 + 2.0**-33, LARGEST_BELOW_ONE)
 
 
 @triton.jit
-def gumbel(seed, position, ids, stream: tl.constexpr = STREAM_DRAW):
+def _gumbel(u):
     """Standard Gumbel noise -log(-log1p(-u)); log1p(-u) = log(w)·u / (1 - w), w = fl(1 - u)."""
-    u = uniform(seed, position, ids, stream)
     w = 1.0 - u
     exponential = tl.where(w == 1.0, u, tl.log(w) * (u / (w - 1.0)))
     return -tl.log(exponential)
+
+
+@triton.jit
+def gumbel(
+    seed, position, ids, first, CONSECUTIVE: tl.constexpr, stream: tl.constexpr = STREAM_DRAW
+):  # fmt: skip
+    """Gumbel noise [BLOCK_V, BLOCK_M] of int64 seed and position [BLOCK_M] and token ids [BLOCK_V].
+
+    CONSECUTIVE: ids count up from `first`, a multiple of 4, so that one Philox serves four of them.
+    """
+    if CONSECUTIVE:
+        BLOCKS: tl.constexpr = ids.shape[0] // 4
+        block = (first >> 2) + tl.arange(0, BLOCKS)
+        c0, c1, c2, c3 = philox(seed[None, :], position[None, :], block[:, None], stream)
+        words = tl.join(tl.join(c0, c2), tl.join(c1, c3))  # [BLOCKS, BLOCK_M, lane // 2, lane % 2]
+        words = tl.reshape(tl.permute(words, (0, 2, 3, 1)), (ids.shape[0], seed.shape[0]))
+    else:
+        c0, c1, c2, c3 = philox(seed[None, :], position[None, :], (ids >> 2)[:, None], stream)
+        lane = (ids & 3)[:, None]
+        words = tl.where(lane < 2, tl.where(lane == 0, c0, c1), tl.where(lane == 2, c2, c3))
+    return _gumbel(_uniform(words))

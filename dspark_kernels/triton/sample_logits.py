@@ -85,7 +85,7 @@ def _floor_kernel(
                 for start in range(0, V, BLOCK_V):
                     x = _load_scaled(row_ptr, start + tl.arange(0, BLOCK_V), V, temperature)
                     mass += _weigh(x, shift, floor, True)
-                limit = p * tl.sum(mass, axis=0)
+                limit = tl.maximum(p * tl.sum(mass, axis=0), 1e-38)  # the highest always stays
                 nucleus = _lowest_kept(row_ptr, V, temperature, limit, shift, floor, True, BLOCK_V)
                 floor = tl.maximum(floor, nucleus)
         if min_p_ptr is not None:

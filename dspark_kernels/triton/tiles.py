@@ -17,7 +17,7 @@ CROSSOVER = {80: 64, 90: 64, 100: 64}
 
 TILES = {
     ("linear_topk", "half", 80): [
-        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 3, 2),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 3, 2),
         ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 3, 2),
         ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 8, 3, 1),
     ],

@@ -83,14 +83,16 @@ def _add_exponentials(maximum, total, scores):
 
 @triton.jit
 def add_tile(
-    top, maximum, total, logits, columns, valid, rows, temperature_ptr, seed_ptr, position_ptr,
-    id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr,
+    top, maximum, total, logits, first, valid, rows, temperature_ptr, seed_ptr, position_ptr,
+    id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr, CONSECUTIVE: tl.constexpr,
 ):  # fmt: skip
     """Perturb a tile of logits and add it to the running results.
 
-    columns int64 [BLOCK_V] and rows int64 [BLOCK_M] number the tile's entries. Rows with a
-    temperature above 0 drop what is below their floor after the division by it.
+    Its columns count up from the int64 `first`, its rows are numbers int64 [BLOCK_M]. Rows with a
+    temperature above 0 drop what is below their floor after the division by it. CONSECUTIVE: the
+    tokens count up from a multiple of 4.
     """
+    columns = first + tl.arange(0, logits.shape[0])
     tokens = columns + vocab_offset
     if id_map_ptr is not None:
         tokens = tl.load(id_map_ptr + columns, valid, other=0)
@@ -102,7 +104,7 @@ def add_tile(
         if floor_ptr is not None:
             kept &= (logits >= tl.load(floor_ptr + rows)[None, :]) | (temperature <= 0.0)
         seed, position = tl.load(seed_ptr + rows), tl.load(position_ptr + rows)
-        noise = gumbel(seed[None, :], position[None, :], tokens[:, None])
+        noise = gumbel(seed, position, tokens, first + vocab_offset, CONSECUTIVE)
         logits = tl.where(temperature > 0.0, logits + noise, logits)
     scores = tl.where(kept, logits, float("-inf"))
     maximum, total = _add_exponentials(maximum, total, scores)

@@ -14,7 +14,7 @@ namespace dspark::DSPARK_ISA {
 struct SimdGroup : SerialGroup {
   using Vector = Floats;
   using Mask = Ints;
-  static constexpr int kWidth = kLanes;
+  static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8;
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
@@ -34,7 +34,9 @@ struct SimdGroup : SerialGroup {
   }
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) { DSPARK_ISA::store(to, value); }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return DSPARK_ISA::splat(value); }
-  static DSPARK_FORCE_INLINE Vector broadcast(const float* from) { return broadcast32(from); }
+  using Step = const float*;
+  static DSPARK_FORCE_INLINE Step load_step(const float* from) { return from; }
+  static DSPARK_FORCE_INLINE Vector broadcast(Step step, int) { return broadcast32(step); }
   static DSPARK_FORCE_INLINE Vector exp(Vector x) { return DSPARK_ISA::exp(x); }
   static DSPARK_FORCE_INLINE Vector log(Vector x) { return DSPARK_ISA::log(x); }
   static DSPARK_FORCE_INLINE Vector select(Mask mask, Vector yes, Vector no) {

@@ -1,0 +1,36 @@
+"""draft_blocks against the three PyTorch calls it stands for."""
+
+import torch
+
+import dspark_kernels
+from dspark_kernels.reference.draft_blocks import draft_blocks as reference
+
+from .common import Case
+
+
+def plain(hidden, weight, bias):
+    heads, dim = bias.shape
+    linear = torch.nn.functional.linear(hidden, weight.flatten(0, 1), bias.flatten())
+    return hidden[:, None] + torch.nn.functional.silu(linear.view(-1, heads, dim))
+
+
+def cases(device, dtype):
+    for B, H, D in ((1, 5, 576), (8, 5, 576), (1, 5, 4096), (8, 5, 4096)):
+
+        def make(seed, B=B, H=H, D=D):
+            g = torch.Generator(device).manual_seed(seed)
+            shapes = ((B, D), (H, D, D), (H, D))
+            tensors = (torch.randn(s, generator=g, device=device) for s in shapes)
+            hidden, weight, bias = tensors
+            return hidden.to(dtype), (weight * D**-0.5).to(dtype), bias.to(dtype)
+
+        yield Case(
+            shape=f"B {B} H {H} D {D}",
+            make=make,
+            ours=dspark_kernels.draft_blocks,
+            baseline=plain,
+            baseline_name="F.linear, silu and add",
+            expected=lambda *tensors: reference(*(t.float() for t in tensors)),
+            bytes=H * D * D * dtype.itemsize,
+            flops=2 * B * H * D * D,
+        )

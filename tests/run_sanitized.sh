@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The tests of the ops on a library built with AddressSanitizer and UndefinedBehaviorSanitizer.
+# PYTHON: the interpreter to use; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3}
+DSPARK_SANITIZE=1 DSPARK_CUDA_ARCHS="" "$PYTHON" setup.py --quiet build \
+  --build-base build/sanitize --build-lib build/sanitized
+preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
+ops=(accept_tree chain_reject context_lookup draft_blocks glm_tree linear_topk merge_topk
+  sample_logits tree_attention typical_accept)
+files=("${ops[@]/#/tests/test_}") files=("${files[@]/%/.py}")
+# torch keeps its own memory to the end: leaks are not ours to report
+env LD_PRELOAD="$preload" PYTHONPATH=build/sanitized DSPARK_BACKEND=native \
+  ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  "$PYTHON" -P -m pytest -q -p no:cacheprovider -m backend "${files[@]}" "$@"
