@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/walk.h"
-#include "cpu/walk.h"
+#include "common/walk_arguments.h"
 
 namespace dspark {
 

@@ -166,9 +166,12 @@ struct Vector4Lanes {
   // All loads come before the first comparison.
   static DSPARK_FORCE_INLINE bool contains(const int64_t* values, int count, int stride,
                                            int64_t wanted) {
+    int64_t read[kScan];
+    DSPARK_UNROLL
+    for (int i = 0; i < kScan; ++i) read[i] = values[(i < count ? i : 0) * stride];
     bool found = false;
     DSPARK_UNROLL
-    for (int i = 0; i < kScan; ++i) found |= i < count && values[i * stride] == wanted;
+    for (int i = 0; i < kScan; ++i) found |= read[i] == wanted;
     return found;
   }
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,
