@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TRITON_TESTS := $(foreach op,draft_blocks linear_topk merge_topk sample_logits tree_attention,tests/test_$(op).py)
+test_of = $(foreach op,$(1),tests/test_$(op).py)
+TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits tree_attention)
+TREE_TESTS := $(call test_of,accept_tree chain_reject context_lookup glm_tree typical_accept)
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
@@ -11,8 +13,8 @@ demo: $(VENV)/built
 	$(BIN)/dspark generate
 
 test: $(VENV)/built
-	DSPARK_BACKEND=reference $(BIN)/pytest
 	$(BIN)/pytest
+	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network

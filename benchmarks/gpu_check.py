@@ -59,10 +59,10 @@ def op_tests():
     return sorted(str(file.relative_to(ROOT)) for file in files if file.exists())
 
 
-def sanitizer():
-    """compute-sanitizer over one small call of every op: out-of-bounds and misaligned accesses."""
+def sanitizer(tool):
+    """compute-sanitizer over one small call of every op: stray accesses (memcheck), or races."""
     return [
-        "compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9",
+        "compute-sanitizer", "--tool", tool, "--error-exitcode", "9",
         sys.executable, "-m", "pytest", "--device", "cuda", "tests/test_every_op.py", "-k", "runs",
     ]  # fmt: skip
 
@@ -72,9 +72,10 @@ def steps(results):
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     bench = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--csv", str(results)]
     yield Step("build", build, 150)
-    yield Step("tests", pytest(*op_tests(), "tests/test_every_op.py"), 300)
+    yield Step("tests", pytest(*op_tests(), "tests/test_every_op.py", "tests/test_gpu.py"), 300)
     if shutil.which("compute-sanitizer"):
-        yield Step("sanitizer", sanitizer(), 150, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        for tool in ("memcheck", "racecheck"):
+            yield Step(tool, sanitizer(tool), 100, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     yield Step("benchmarks", bench, 300)
 
 
@@ -88,7 +89,7 @@ def main():
     end = time.monotonic() + DEADLINE
     done, passed = [], True
     for step in steps(options.csv):
-        if passed or step.name == "sanitizer":
+        if passed or step.name in ("memcheck", "racecheck"):
             passed = step.run(options.logs, end) and passed
         done.append(step)
     print("\n| step | outcome | seconds |\n|---|---|---|")

@@ -1,9 +1,7 @@
 """`dspark bench decode`: the loop against transformers' generate, prompt by prompt, interleaved."""
 
-import json
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from rich import box
@@ -12,32 +10,19 @@ from rich.table import Column, Table
 from tqdm import tqdm
 
 from .integrations.decoder import SpeculativeDecoder
+from .prompts import encode, read_records
 from .statistics import Statistics
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[dict]:
-    """The prompts of a JSON-lines file, with `prompt` and `category` ("all" if absent).
-
-    limit: prompts per category at most. Raises ValueError naming the line that cannot be used.
-    """
-    prompts, counts = [], defaultdict(int)
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            prompt = entry["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a field `prompt`"
-            ) from error
-        category = entry.get("category", "all")
-        counts[category] += 1
-        if limit is None or counts[category] <= limit:
-            prompts.append({"prompt": prompt, "category": category})
-    if not prompts:
-        raise ValueError(f"{path} must hold at least one prompt, got none")
-    return prompts
+    """The records of a prompt file, at most `limit` of each `category` ("all" if absent)."""
+    chosen, counts = [], defaultdict(int)
+    for record in read_records(path):
+        record.setdefault("category", "all")
+        counts[record["category"]] += 1
+        if limit is None or counts[record["category"]] <= limit:
+            chosen.append(record)
+    return chosen
 
 
 def plain(decoder: SpeculativeDecoder, ids: list[list[int]], options: dict):
@@ -95,7 +80,7 @@ def decode(
     }  # fmt: skip
     by_category = defaultdict(list)
     for entry in prompts:
-        by_category[entry["category"]].append(decoder.encode(entry["prompt"]))
+        by_category[entry["category"]].append(encode(entry, decoder.tokenizer))
     warm_up = [next(iter(by_category.values()))[0]]
     decoder.generate(warm_up, **(options | {"max_new_tokens": 8}))
     plain(decoder, warm_up, options | {"max_new_tokens": 8})

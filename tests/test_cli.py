@@ -125,7 +125,7 @@ def test_bad_input_is_one_sentence(folders, capsys, arguments, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("", "at least one prompt"), ('{"prompt": "a"}\nnonsense', "line 2: expected a JSON object")],
+    [("", "at least one prompt"), ('{"prompt": "a"}\nnonsense', "line 2 must be a JSON object")],
 )
 def test_bad_prompt_files(folders, tmp_path, capsys, text, message):
     prompts = tmp_path / "prompts.jsonl"

@@ -32,7 +32,6 @@ COMPILE = (
 SOURCES = {  # only the first one is watched
     "tests/lockstep/ops.cpp": ("-O1", "-fsanitize=thread"),
     "tests/lockstep/machine.cpp": ("-O2",),
-    "csrc/cpu/walk.cpp": ("-O1",),
 }
 
 

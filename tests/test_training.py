@@ -194,7 +194,7 @@ def test_segments_are_parts_of_continuations(prompts, tmp_path):
 def test_errors(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "hello"}\n')
-    with pytest.raises(ValueError, match=r"line 1 must have `prompt`, `messages` or `tokens`"):
+    with pytest.raises(ValueError, match=r"line 1 must be a JSON object with `prompt`, `messages`"):
         read_prompts(path, None)
     path.write_text("")
     with pytest.raises(ValueError, match="at least one prompt"):

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/walk.h"
-#include "cpu/walk.h"
+#include "common/walk_arguments.h"
 
 namespace dspark {
 
@@ -22,7 +22,7 @@ struct CacheTable {
 };
 
 template <int kBytes>
-struct alignas(kBytes) Packet {
+struct alignas(kBytes) Unit {
   using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint8_t>;
   Word words[kBytes / sizeof(Word)];
 };
@@ -85,7 +85,7 @@ DSPARK_HOST_DEVICE int list_moves(G& g, const SlotBatch& slots, const CacheTable
 template <int kBytes, class G>
 DSPARK_HOST_DEVICE void move_entries(G& g, const CacheTable& caches, const MoveList& list,
                                      int moves, int slice, int slices) {
-  using Unit = Packet<kBytes>;
+  using Piece = Unit<kBytes>;
   const int64_t columns = caches.count * caches.packets;
   const int64_t step = static_cast<int64_t>(slices) * g.size();
   for (int64_t i = static_cast<int64_t>(slice) * g.size() + g.lane(); i < columns; i += step) {
@@ -93,16 +93,16 @@ DSPARK_HOST_DEVICE void move_entries(G& g, const CacheTable& caches, const MoveL
     char* data = caches.data[cache] + packet / caches.run_packets * caches.run_stride +
                  packet % caches.run_packets * kBytes;
     for (int first = 0; first < moves; first += kInFlight) {
-      Unit units[kInFlight];
+      Piece pieces[kInFlight];
       DSPARK_UNROLL
       for (int k = 0; k < kInFlight; ++k) {
         if (first + k < moves) {
-          units[k] = *reinterpret_cast<const Unit*>(data + list.from[first + k]);
+          pieces[k] = *reinterpret_cast<const Piece*>(data + list.from[first + k]);
         }
       }
       DSPARK_UNROLL
       for (int k = 0; k < kInFlight; ++k) {
-        if (first + k < moves) *reinterpret_cast<Unit*>(data + list.to[first + k]) = units[k];
+        if (first + k < moves) *reinterpret_cast<Piece*>(data + list.to[first + k]) = pieces[k];
       }
     }
   }

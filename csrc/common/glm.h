@@ -13,6 +13,7 @@ struct GlmShape {
   int heads, candidates, rank, nodes, paths, path_length;
   int64_t vocab, table_in_stride, table_out_stride;
   float min_score;
+  bool matrix_unit = false;  // the group's serves the product with mix, see G::kMatrixUnit
 };
 
 template <typename T>
@@ -31,6 +32,7 @@ struct GlmInputs {                // of one request
 };
 
 constexpr int kPitch = 16;  // every kWidth divides it
+constexpr int kRawPad = 8;  // so that the rows start in different memory banks
 
 DSPARK_FORCE_INLINE constexpr int padded(int count) {
   return (count + kPitch - 1) / kPitch * kPitch;
@@ -38,7 +40,8 @@ DSPARK_FORCE_INLINE constexpr int padded(int count) {
 
 // Memory of one request outside the scratch struct; it fits into caches, not into shared memory.
 struct GlmWorkspace {
-  float* mix;          // [Rp][2 Rp], transposed; the columns of b start at Rp
+  float* mix;          // [Rp][2 Rp], transposed; the columns of b start at Rp; or, for a matrix
+                       // unit, the rows of table_in as they are, [F][Rp + kRawPad]
   float* rows_out;     // [Rp][Cp], transposed rows of table_out
   float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
   float* gates;        // [F][2 Rp]
@@ -47,10 +50,15 @@ struct GlmWorkspace {
   float* scores;       // [F][Cp] of the children, and one per path after them
   int *items, *spare;  // what is selected from: nodes and children
 
+  static DSPARK_FORCE_INLINE int64_t mix_floats(const GlmShape& s) {
+    const int64_t rank = padded(s.rank);
+    return s.matrix_unit ? padded(s.nodes) * (rank + kRawPad) / 2 : rank * 2 * rank;
+  }
+
   static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
     const int64_t children = nodes * candidates + kPitch;
-    return 4 * (rank * (2 * rank + candidates) + nodes * 5 * rank + candidates + children +
+    return 4 * (mix_floats(s) + rank * candidates + nodes * 5 * rank + candidates + children +
                 2 * (nodes + children));
   }
 
@@ -58,7 +66,7 @@ struct GlmWorkspace {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
     const int64_t children = nodes * candidates + kPitch;
     mix = reinterpret_cast<float*>(memory);
-    rows_out = mix + rank * 2 * rank;
+    rows_out = mix + mix_floats(s);
     rows_in = rows_out + rank * candidates;
     gates = rows_in + nodes * rank;
     even = gates + nodes * 2 * rank;
@@ -168,6 +176,22 @@ DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
   g.sync();
 }
 
+// The same rows as they are, for a matrix unit.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, const T* table,
+                                  const int64_t* tokens, int count, T* to) {
+  auto team = g.team();
+  const int pitch = padded(shape.rank) + kRawPad, step = team.size() * G::kWidth;
+  for (int f = team.index(); f < count; f += team.count()) {
+    const bool known = tokens[f] >= 0 && tokens[f] < shape.vocab;
+    const T* from = table + (known ? tokens[f] * shape.table_in_stride : 0);
+    for (int k = team.lane() * G::kWidth; k < shape.rank; k += step) {
+      G::copy(to + f * pitch + k, known ? from + k : nullptr);
+    }
+  }
+  g.sync();
+}
+
 // The states of the nodes first .. first + count - 1 from their parents', and in rows_in the states
 // scaled for the product with the candidates' rows. parent_row: which state of the level above.
 template <class G, typename T>
@@ -243,6 +267,19 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   g.sync();
 }
 
+// Asks for the rows of all candidates, whose levels come later.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int item = g.lane(); item < shape.heads * shape.candidates; item += g.size()) {
+    const int64_t id = in.ids[item];
+    for (int k = 0; id >= 0 && id < shape.vocab && k < shape.rank; k += kLine) {
+      G::prefetch(in.table_in + id * shape.table_in_stride + k);
+      G::prefetch(in.table_out + id * shape.table_out_stride + k);
+    }
+  }
+}
+
 // What the nodes of a level share: the candidates' rows and keys.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prepare_level(G& g, const GlmShape& shape, const GlmInputs<T>& in,
@@ -269,7 +306,16 @@ DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInp
   const int rank = padded(shape.rank), candidates = padded(shape.candidates);
   float* const scores = work.scores + first * candidates;
   gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in);
-  product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
+  if constexpr (G::template kMatrixUnit<T>) {
+    if (shape.matrix_unit) {
+      T* const rows = reinterpret_cast<T*>(work.mix);
+      copy_rows(g, shape, in.table_in, tokens + first, count, rows);
+      g.matrix_product(count, shape.rank, 2 * rank, rows, rank + kRawPad, in.mix, work.gates);
+    }
+  }
+  if (!shape.matrix_unit) {
+    product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
+  }
   update_states(g, shape, in, level, parent_row + first, first, count, work);
   product(g, count, shape.rank, candidates, work.rows_in, rank, work.rows_out, scores);
   softmax_rows(g, shape, in, level, node_scores + first, count, work, scores);

@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "common/glm_tree.h"
-#include "cpu/launch.h"
+#include "common/launch.h"
 
 namespace dspark {
 

@@ -14,7 +14,7 @@
 //
 //   Vector, kWidth               that many floats; conditions on Vectors are Masks
 //   Vector load(const T*), load_first(const T*, n), splat(float)
-//   void store(float*, Vector)
+//   void prefetch(const void*), void store(float*, Vector)
 //   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
@@ -25,6 +25,11 @@
 //   kExpand                      nodes of a tree expanded at once
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
+//   kMatrixUnit<T>               whether there is one for T; then also copy(T* to, const T* from),
+//                                kWidth numbers, zeros from null, and matrix_product(rows, depth,
+//                                columns, in, in_pitch, right, out): out = in · rightᵀ, right
+//                                [columns][depth]; depth and columns are multiples of 16, in and
+//                                out have room for as many rows; ends with a sync
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself
 //
@@ -49,5 +54,13 @@ namespace dspark {
 
 constexpr int kMaxNodes = 256, kMaxHeads = 16, kMaxCandidates = 64, kMaxRank = 256;
 constexpr int kMaxPaths = 16, kMaxPathLength = 32, kMaxNgram = 16;
+
+DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
 
 }  // namespace dspark

@@ -19,8 +19,7 @@ struct TreeScratch {
   SelectScratch select;
   int path_node[kMaxPaths];   // each path's place in the last level, or -1
   int path_child[kMaxPaths];  // the child that stands for each path's next token, or -1
-  float bar;
-  int items, children;
+  int children;
 };
 
 // The children of one level: child f · pitch + c is candidate c under node f of the last level,
@@ -88,11 +87,8 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
   }
   int expanded = 0;
   for (float bar = 0; expanded < count && s.score[start + expanded] >= bar;) {
-    int some = 1;
-    while (some < G::kExpand && expanded + some < count &&
-           s.score[start + expanded + some] >= bar) {
-      ++some;
-    }
+    int some = count - expanded < G::kExpand ? count - expanded : G::kExpand;
+    while (s.score[start + expanded + some - 1] < bar) --some;
     score_children(g, shape, in, depth, s.token + start, s.row + start, s.score + start, expanded,
                    some, work);
     const int first = expanded * pitch;
@@ -113,12 +109,18 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     const int f = s.path_node[p];
     const int64_t token = level.paths[p * level.path_stride];
     const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
-    int child = alive ? level.extra + p : -1;
-    for (int c = 0; child >= level.extra && c < candidates; ++c) {
-      if (level.ids[c] == token) child = f * level.pitch + c;
-    }
-    s.path_child[p] = child;
+    s.path_child[p] = alive ? level.extra + p : -1;
     scores[level.extra + p] = 0;
+  }
+  g.sync();
+  for (int item = g.lane(); item < shape.paths * candidates; item += g.size()) {
+    const int p = item / candidates, c = item % candidates, f = s.path_node[p];
+    const bool alive = f >= 0 && f < level.expanded;
+    // the ids of a level are distinct: only one item writes for a path
+    if (alive && level.ids[c] == level.paths[p * level.path_stride] && level.ids[c] >= 0 &&
+        level.ids[c] < shape.vocab) {
+      s.path_child[p] = f * level.pitch + c;
+    }
   }
   g.sync();
   if (g.lane() == 0) {

@@ -4,8 +4,8 @@
 
 #include <tuple>
 
+#include "common/launch.h"
 #include "common/lookup.h"
-#include "cpu/launch.h"
 
 namespace dspark {
 

@@ -61,29 +61,30 @@ DSPARK_HOST_DEVICE void select_smallest(G& g, int* items, int* spare, int count,
   g.sync();
 }
 
-// Sorts values[0 .. count - 1]; less(a, b) is a strict order in which `last` comes after all
-// others. values has room up to the next power of two.
-template <class G, class Less>
-DSPARK_HOST_DEVICE void bitonic_sort(G& g, uint64_t* values, int count, uint64_t last,
-                                     const Less& less) {
-  int size = 1;
-  while (size < count) size *= 2;
-  for (int i = count + g.lane(); i < size; i += g.size()) values[i] = last;
-  g.sync();
-  for (int run = 2; run <= size; run *= 2) {
-    for (int stride = run / 2; stride > 0; stride /= 2) {
-      for (int i = g.lane(); i < size / 2; i += g.size()) {
-        const int low = 2 * i - (i & (stride - 1)), high = low + stride;
-        const uint64_t a = values[low], b = values[high];
-        const bool ascending = (low & run) == 0;
-        if (ascending ? less(b, a) : less(a, b)) {
-          values[low] = b;
-          values[high] = a;
-        }
-      }
-      g.sync();
+// Calls put(place, value) for values[0 .. count - 1] in the order of less, a strict one. A single
+// member sorts by insertion; of several, each counts for some values which others come before.
+template <class G, class Less, class Put>
+DSPARK_HOST_DEVICE void sort(G& g, uint64_t* values, int count, const Less& less, const Put& put) {
+  if (g.size() == 1) {
+    for (int i = 1; i < count; ++i) {
+      const uint64_t value = values[i];
+      int place = i;
+      for (; place > 0 && less(value, values[place - 1]); --place)
+        values[place] = values[place - 1];
+      values[place] = value;
     }
+    for (int i = 0; i < count; ++i) put(i, values[i]);
+    return;
   }
+  auto team = g.team();
+  for (int i = team.index(); i < count; i += team.count()) {
+    const uint64_t value = values[i];
+    int place = 0;
+    for (int j = team.lane(); j < count; j += team.size()) place += less(values[j], value);
+    place = team.sum(place);
+    if (team.lane() == 0) put(place, value);
+  }
+  g.sync();
 }
 
 }  // namespace dspark

@@ -31,20 +31,24 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, const Level& leve
     if (kept == shape.nodes && s.score[i] < bar) bar = s.score[i];
   }
   bar = g.min(bar);
-  if (g.lane() == 0) s.items = kept;
-  g.sync();
+  int found = kept;
   const int end = level.extra + shape.paths;
-  for (int first = g.lane() * G::kWidth; first < end; first += g.size() * G::kWidth) {
-    const int left = end - first;
-    const V score =
-        left < G::kWidth ? G::load_first(scores + first, left) : G::load(scores + first);
-    uint32_t bits = G::bits(score > G::splat(bar)) & ~G::bits(score < G::splat(shape.min_score));
-    for (int i = 0; bits != 0; ++i, bits >>= 1) {
-      if (bits & 1) items[g.add(&s.items, 1)] = first + i;
+  for (int base = 0; base < end; base += g.size() * G::kWidth) {
+    const int first = base + g.lane() * G::kWidth, left = end - first;
+    uint32_t bits = 0;
+    if (left > 0) {
+      const V score =
+          left < G::kWidth ? G::load_first(scores + first, left) : G::load(scores + first);
+      bits = G::bits(score > G::splat(bar)) & ~G::bits(score < G::splat(shape.min_score));
     }
+    int total, to = found + g.scan(count_bits(bits), &total);
+    for (int i = first; bits != 0; ++i, bits >>= 1) {
+      if (bits & 1) items[to++] = i;
+    }
+    found += total;
   }
   g.sync();
-  return s.items;
+  return found;
 }
 
 // Digit `place` of an item's key (score desc, depth, token, parent's order): 3, 1, 7 and 1 digits.
@@ -95,22 +99,24 @@ DSPARK_HOST_DEVICE void append_children(G& g, const GlmShape& shape, const Level
     const uint64_t descending = ~G::float_bits(scores[s.child[i]]);
     s.order[i] = descending << 32 | static_cast<uint32_t>(s.child[i]);
   }
-  bitonic_sort(g, s.order, count, UINT64_MAX, [&](uint64_t a, uint64_t b) {
-    if (a >> 32 != b >> 32 || a == UINT64_MAX || b == UINT64_MAX) return a < b;
-    const int one = static_cast<int>(a & INT32_MAX), other = static_cast<int>(b & INT32_MAX);
-    const int64_t token = child_token<G>(level, one), other_token = child_token<G>(level, other);
-    if (token != other_token) return token < other_token;
-    return child_parent<G>(level, s, one) < child_parent<G>(level, s, other);
-  });
+  g.sync();
+  sort(
+      g, s.order, count,
+      [&](uint64_t a, uint64_t b) {
+        if (a >> 32 != b >> 32) return a < b;
+        const int one = static_cast<int>(a & INT32_MAX), other = static_cast<int>(b & INT32_MAX);
+        const int64_t token = child_token<G>(level, one), right = child_token<G>(level, other);
+        if (token != right) return token < right;
+        return child_parent<G>(level, s, one) < child_parent<G>(level, s, other);
+      },
+      [&](int place, uint64_t value) { s.child[place] = static_cast<int>(value & INT32_MAX); });
   for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = static_cast<int>(s.order[i] & INT32_MAX), node = stay + i;
-    const int f = child_parent<G>(level, s, child);
+    const int child = s.child[i], node = stay + i, f = child_parent<G>(level, s, child);
     s.token[node] = child_token<G>(level, child);
     s.score[node] = scores[child];
     s.depth[node] = level.depth + 1;
     s.parent[node] = s.moved[level.start + f];
     s.row[node] = f;
-    s.child[i] = child;
   }
   g.sync();
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
@@ -150,11 +156,14 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
                                    const GlmWorkspace& work, TreeScratch& s,
                                    const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
-  // rows R .. 2R - 1 of mix become the columns from Rp on
-  transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
-    const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
-    return row < 0 ? nullptr : in.mix + row * shape.rank;
-  });
+  if (!shape.matrix_unit) {
+    // rows R .. 2R - 1 of mix become the columns from Rp on
+    transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
+      const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
+      return row < 0 ? nullptr : in.mix + row * shape.rank;
+    });
+  }
+  prefetch_rows(g, shape, in);
   if (g.lane() == 0) {
     s.token[0] = in.root;
     s.score[0] = 1;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "common/typical.h"
-#include "cpu/walk.h"
+#include "common/walk_arguments.h"
 
 namespace dspark {
 

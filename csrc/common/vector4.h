@@ -63,10 +63,25 @@ DSPARK_FORCE_INLINE float to_float(Fp16 value) {
 #endif
 }
 
+template <typename T>
+struct alignas(4 * sizeof(T)) Packet {
+  T value[4];
+};
+
+template <typename T>
+DSPARK_FORCE_INLINE Packet<T> load_packet(const T* from) {
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Packet<T>) == 0) {
+    return *reinterpret_cast<const Packet<T>*>(from);
+  }
+  return {{from[0], from[1], from[2], from[3]}};
+}
+
 struct Vector4Lanes {
   using Vector = Float4;
   using Mask = Mask4;
   static constexpr int kWidth = 4;
+  template <typename T>
+  static constexpr bool kMatrixUnit = sizeof(T) == 2;
   static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
   static constexpr int kStep = 4, kSmallTile = 2;
   static constexpr int kScan = 8;  // tokens compared at once: loads in flight
@@ -75,27 +90,30 @@ struct Vector4Lanes {
   static DSPARK_FORCE_INLINE float to_float(T value) {
     return dspark::to_float(value);
   }
-  // One access of 8 or 16 bytes where the address allows it.
+  // Accesses are of 8 or 16 bytes where the address allows it.
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load(const T* from) {
-    struct alignas(4 * sizeof(T)) Packet {
-      T value[4];
-    };
-    if (reinterpret_cast<uintptr_t>(from) % sizeof(Packet) == 0) {
-      const Packet packet = *reinterpret_cast<const Packet*>(from);
-      return for_lanes4<Float4>([&](int i) { return dspark::to_float(packet.value[i]); });
-    }
-    return for_lanes4<Float4>([&](int i) { return dspark::to_float(from[i]); });
+    const Packet<T> packet = load_packet(from);
+    return for_lanes4<Float4>([&](int i) { return dspark::to_float(packet.value[i]); });
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE void copy(T* to, const T* from) {
+    *reinterpret_cast<Packet<T>*>(to) = from == nullptr ? Packet<T>{} : load_packet(from);
   }
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
     return for_lanes4<Float4>([&](int i) { return i < count ? dspark::to_float(from[i]) : 0.0f; });
   }
+  static DSPARK_FORCE_INLINE void prefetch(const void* from) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+#else
+    __builtin_prefetch(from);
+#endif
+  }
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) {
-    struct alignas(16) Packet {
-      Float4 value;
-    };
-    reinterpret_cast<Packet*>(to)->value = value;
+    *reinterpret_cast<Packet<float>*>(to) = {
+        {value.lane[0], value.lane[1], value.lane[2], value.lane[3]}};
   }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return {value, value, value, value}; }
   using Step = Float4;
@@ -148,9 +166,12 @@ struct Vector4Lanes {
   // All loads come before the first comparison.
   static DSPARK_FORCE_INLINE bool contains(const int64_t* values, int count, int stride,
                                            int64_t wanted) {
+    int64_t read[kScan];
+    DSPARK_UNROLL
+    for (int i = 0; i < kScan; ++i) read[i] = values[(i < count ? i : 0) * stride];
     bool found = false;
     DSPARK_UNROLL
-    for (int i = 0; i < kScan; ++i) found |= i < count && values[i * stride] == wanted;
+    for (int i = 0; i < kScan; ++i) found |= read[i] == wanted;
     return found;
   }
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,

@@ -1,7 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include "cpu/compact.h"
 #include "cpu/serial_group.h"
-#include "cpu/walk.h"
 
 namespace dspark {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "cpu/launch.h"
+#include "common/launch.h"
 #include "cpu/parallel.h"
 
 namespace dspark {

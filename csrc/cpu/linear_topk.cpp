@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/launch.h"
+#include "common/launch.h"
 #include "cpu/parallel.h"
 
 namespace dspark {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/launch.h"
+#include "common/launch.h"
 #include "cpu/parallel.h"
 
 namespace dspark {

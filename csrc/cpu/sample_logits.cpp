@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "cpu/launch.h"
+#include "common/launch.h"
 #include "cpu/parallel.h"
 
 namespace dspark {

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/launch.h"
+#include "common/launch.h"
 #include "cpu/parallel.h"
 
 namespace dspark {

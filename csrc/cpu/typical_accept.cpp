@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/typical_arguments.h"
+#include "cpu/compact.h"
+#include "cpu/parallel.h"
 
 namespace dspark {
 namespace {

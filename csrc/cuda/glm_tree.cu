@@ -12,9 +12,9 @@ using Group = BlockGroup<kThreads>;
 
 // One request per block. The workspace is shared memory if it fits (`memory` is null then).
 template <typename T>
-__global__ __launch_bounds__(kThreads) void glm_tree_kernel(const __grid_constant__ GlmTree p,
-                                                            char* memory, int64_t bytes) {
-  extern __shared__ __align__(16) char dynamic[];
+__global__ __launch_bounds__(kThreads, 1) void glm_tree_kernel(const __grid_constant__ GlmTree p,
+                                                               char* memory, int64_t bytes) {
+  extern __shared__ __align__(32) char dynamic[];
   __shared__ TreeScratch scratch;
   __shared__ Group::Scratch group_scratch;
   Group group(group_scratch);
@@ -36,8 +36,11 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                                    depth_scale, calibration, temperature, paths, path_scores,
                                    num_nodes, min_score, kOp);
   if (arguments.batch == 0) return arguments.outputs();
-  const int64_t bytes = GlmWorkspace::bytes(arguments.view.shape);
-  with_type(arguments.view.dtype, [&](auto type) {
+  GlmTree view = arguments.view;
+  view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0 &&
+                           reinterpret_cast<uintptr_t>(view.mix) % 32 == 0;
+  const int64_t bytes = GlmWorkspace::bytes(view.shape);
+  with_type(view.dtype, [&](auto type) {
     const auto kernel = glm_tree_kernel<decltype(type)>;
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), kOp);
@@ -50,7 +53,7 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic),
                kOp);
     kernel<<<static_cast<unsigned>(arguments.batch), kThreads, dynamic, device.stream>>>(
-        arguments.view, fits ? nullptr : static_cast<char*>(workspace->mutable_data_ptr()), bytes);
+        view, fits ? nullptr : static_cast<char*>(workspace->mutable_data_ptr()), bytes);
     check_cuda(cudaGetLastError(), kOp);
   });
   return arguments.outputs();

@@ -2,6 +2,12 @@
 
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <mma.h>
+
+#include <type_traits>
+
 #include "common/vector4.h"
 
 namespace dspark {
@@ -97,6 +103,43 @@ class BlockGroup : public Vector4Lanes {
   }
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
+
+  // A warp computes 64 rows of 16 columns.
+  template <typename T>
+  __device__ void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch,
+                                 const T* right, float* out) const {
+    using namespace nvcuda::wmma;
+    using Element = std::conditional_t<std::is_same_v<T, Bf16>, __nv_bfloat16, __half>;
+    constexpr int kSide = 16, kTiles = 4;
+    const int column_tiles = columns / kSide, row_tiles = (rows + kSide - 1) / kSide;
+    const int items = (row_tiles + kTiles - 1) / kTiles * column_tiles;
+    for (int item = threadIdx.x / 32; item < items; item += kWarps) {
+      const int first = item / column_tiles * kTiles, column = item % column_tiles * kSide;
+      fragment<accumulator, kSide, kSide, kSide, float> sum[kTiles];
+      DSPARK_UNROLL
+      for (int t = 0; t < kTiles; ++t) fill_fragment(sum[t], 0.0f);
+#pragma unroll 4
+      for (int k = 0; k < depth; k += kSide) {
+        fragment<matrix_b, kSide, kSide, kSide, Element, col_major> b;
+        load_matrix_sync(b, reinterpret_cast<const Element*>(right + column * depth + k), depth);
+        DSPARK_UNROLL
+        for (int t = 0; t < kTiles; ++t) {
+          if (first + t >= row_tiles) continue;
+          fragment<matrix_a, kSide, kSide, kSide, Element, row_major> a;
+          const T* tile = in + (first + t) * kSide * in_pitch + k;
+          load_matrix_sync(a, reinterpret_cast<const Element*>(tile), in_pitch);
+          mma_sync(sum[t], a, b, sum[t]);
+        }
+      }
+      DSPARK_UNROLL
+      for (int t = 0; t < kTiles; ++t) {
+        if (first + t >= row_tiles) continue;
+        float* tile = out + (first + t) * kSide * columns + column;
+        store_matrix_sync(tile, sum[t], columns, mem_row_major);
+      }
+    }
+    __syncthreads();
+  }
 
  private:
   static constexpr int kWarps = kThreads / 32;

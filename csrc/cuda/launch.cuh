@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "common/cuda_stream.h"
+#include "common/launch.h"
 #include "common/types.h"
-#include "cpu/launch.h"
 
 namespace dspark {
 

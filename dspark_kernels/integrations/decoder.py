@@ -7,6 +7,7 @@ import torch
 
 from ..decode import generate
 from ..heads import DraftModel
+from ..prompts import encode
 from ..sampling import Sampling
 from ..statistics import Statistics
 from .loading import EMBEDDED_MODEL, load_draft, load_model, shipped_draft
@@ -87,11 +88,7 @@ class SpeculativeDecoder:
         """Token ids of a prompt: a user's turn of the model's chat template, unless chat=False."""
         if not prompt.strip():
             raise ValueError("prompt must hold some text, got none")
-        if chat and self.tokenizer.chat_template:
-            message = [{"role": "user", "content": prompt}]
-            encoded = self.tokenizer.apply_chat_template(message, add_generation_prompt=True)
-            return list(encoded["input_ids"])
-        return self.tokenizer.encode(prompt)
+        return encode({"prompt": prompt}, self.tokenizer) if chat else self.tokenizer.encode(prompt)
 
     def generate(
         self,

@@ -1,8 +1,6 @@
 """Finding models on disk, on a hub, or in an installed package."""
 
 import importlib.util
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -54,8 +52,7 @@ def _embedded_file() -> Path:
 def load_draft(name_or_path: str) -> DraftModel:
     """A draft from a folder or a hub id; ValueError with one sentence when there is none."""
     try:
-        with redirect_stdout(sys.stderr):  # the hub's mixin prints where it looks
-            return DraftModel.from_pretrained(name_or_path)
+        return DraftModel.from_pretrained(name_or_path)
     except (OSError, HfHubHTTPError, HFValidationError, TypeError) as error:
         raise ValueError(
             f"draft must be a folder or a hub id with config.json and model.safetensors; "

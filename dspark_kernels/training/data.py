@@ -1,6 +1,5 @@
 """Self-distillation data: the target continues the prompts, and its states are kept on disk."""
 
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..decode import prefill, step
+from ..prompts import encode, read_records
 from ..sampling import Sampling
 from ..statistics import Clock
 from .store import write_shard
@@ -27,43 +27,24 @@ class Prompt:
 
 
 def read_prompts(path: str | Path, tokenizer, sampled: float = 0.25) -> list[Prompt]:
-    """Prompts of a JSONL file with `prompt` (text), `messages` (a chat) or `tokens` (ids) per line.
+    """The prompts of a file, see `prompts.read_records`.
 
-    Optional: `id`, `category`, `topic`, `temperature`; without the last, a share `sampled` of the
-    prompts is continued at temperature 0.8, the others greedily. Texts go through the tokenizer's
-    chat template if it has one.
+    Optional fields: `id`, `category`, `topic`, `temperature`; without the last, a share `sampled`
+    of the prompts is continued at temperature 0.8, the others greedily.
     """
     prompts = []
-    for number, line in enumerate(Path(path).read_text().splitlines()):
-        record = json.loads(line)
+    for number, record in enumerate(read_records(path)):
         name = str(record.get("id", number))
-        if not {"tokens", "messages", "prompt"} & record.keys():
-            raise ValueError(
-                f"{path}: line {number + 1} must have `prompt`, `messages` or `tokens`, "
-                f"got {', '.join(record) or 'nothing'}"
-            )
-        temperature = record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0)
-        tokens = record["tokens"] if "tokens" in record else _encode(record, tokenizer)
         prompts.append(
             Prompt(
                 id=name,
                 topic=record.get("topic", name),
                 category=record.get("category", ""),
-                tokens=tokens,
-                temperature=temperature,
+                tokens=encode(record, tokenizer),
+                temperature=record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0),
             )
         )
-    if not prompts:
-        raise ValueError(f"{path}: must hold at least one prompt, got an empty file")
     return prompts
-
-
-def _encode(record: dict, tokenizer) -> list[int]:
-    messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
-    if tokenizer.chat_template is None:
-        return tokenizer("\n".join(message["content"] for message in messages)).input_ids
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    return list(ids)
 
 
 def _fraction(name: str) -> float:

@@ -25,7 +25,7 @@ class TrainConfig:
     model: str  # folder, .gguf file, hub id or the embedded model's name
     prompts: str  # JSONL file, see `data.read_prompts`
     out: str  # folder of the draft; data and checkpoints go into its subfolder `work`
-    steps: int = 4000
+    steps: int = 3400
     minutes: float = 0.0  # ends training early (the schedule anneals to it); 0: no limit
     seed: int = 0
     device: str = "cpu"

@@ -74,10 +74,12 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
   const GlmTreeArguments arguments(ids, keys, logsumexp, gate, root, table_in, table_out, mix,
                                    depth_scale, calibration, temperature, paths, path_scores,
                                    num_nodes, min_score, "glm_tree");
-  Rubbish workspace(GlmWorkspace::bytes(arguments.view.shape)), scratch(sizeof(TreeScratch));
-  with_type(arguments.view.dtype, [&](auto type) {
+  GlmTree view = arguments.view;
+  view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0;
+  Rubbish workspace(GlmWorkspace::bytes(view.shape)), scratch(sizeof(TreeScratch));
+  with_type(view.dtype, [&](auto type) {
     run(arguments.batch, [&](Group& group, int64_t request) {
-      glm_tree_request<Group, decltype(type)>(group, arguments.view, request, workspace.data(),
+      glm_tree_request<Group, decltype(type)>(group, view, request, workspace.data(),
                                               *scratch.data<TreeScratch>());
     });
   });

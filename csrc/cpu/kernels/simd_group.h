@@ -14,6 +14,8 @@ namespace dspark::DSPARK_ISA {
 struct SimdGroup : SerialGroup {
   using Vector = Floats;
   using Mask = Ints;
+  template <typename T>
+  static constexpr bool kMatrixUnit = false;
   static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8;
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
@@ -32,6 +34,7 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE float to_float(T value) {
     return DSPARK_ISA::to_float(value);
   }
+  static DSPARK_FORCE_INLINE void prefetch(const void*) {}
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) { DSPARK_ISA::store(to, value); }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return DSPARK_ISA::splat(value); }
   using Step = const float*;

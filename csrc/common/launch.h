@@ -1,4 +1,4 @@
-// What every launcher of a CPU kernel does with its tensors.
+// What every launcher does with its tensors.
 
 #pragma once
 

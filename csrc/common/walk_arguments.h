@@ -1,16 +1,14 @@
-// What accept_tree and typical_accept share: their trees, their outputs, and the compaction.
+// The checked arguments of accept_tree and typical_accept: trees, outputs, and caches.
 
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "common/launch.h"
 #include "common/walk.h"
-#include "cpu/launch.h"
-#include "cpu/parallel.h"
 
 namespace dspark {
 
@@ -60,6 +58,45 @@ struct CacheLayout {
   int64_t row_stride, slot_stride, run_bytes, runs, run_stride;
 };
 
+// An entry's dimensions are taken from the smallest stride up, and merged where they are adjacent.
+inline CacheLayout cache_layout(const Tensor& cache, const char* op) {
+  constexpr int kMaxDims = 8;
+  struct Dim {
+    int64_t stride, size;
+  };
+  const auto sizes = cache.sizes(), strides = cache.strides();
+  const int rank = static_cast<int>(sizes.size());
+  if (rank - 2 > kMaxDims) fail(op, "caches", "have at most 10 dimensions", rank);
+  Dim dims[kMaxDims];
+  int count = 0;
+  for (int d = 2; d < rank; ++d) {
+    if (sizes[d] == 1) continue;
+    int i = count++;
+    for (; i > 0 && dims[i - 1].stride > strides[d]; --i) dims[i] = dims[i - 1];
+    dims[i] = {strides[d], sizes[d]};
+  }
+  Dim run{1, 1}, outer{0, 1};
+  for (int d = 0; d < count; ++d) {
+    if (outer.size == 1 && dims[d].stride == run.size) {
+      run.size *= dims[d].size;
+    } else if (outer.size == 1) {
+      outer = dims[d];
+    } else if (dims[d].stride == outer.stride * outer.size) {
+      outer.size *= dims[d].size;
+    } else {
+      fail(op, "caches", "have entries with at most one gap between dimensions",
+           shape_string(cache));
+    }
+  }
+  const int64_t item = cache.element_size();
+  return {static_cast<char*>(cache.mutable_data_ptr()),
+          strides[0] * item,
+          strides[1] * item,
+          run.size * item,
+          outer.size,
+          outer.stride * item};
+}
+
 // The caches of a batch: where its slots lie, and the layout of each cache.
 class Caches {
  public:
@@ -74,7 +111,24 @@ class Caches {
   Optional table_;
 };
 
-// Moves the accepted entries of every request in every cache.
-void compact_caches(const WalkBatch& walks, int64_t batch, const Caches& caches);
+inline Caches::Caches(int64_t batch, const std::vector<Tensor>& caches, const Tensor& cache_seqlens,
+                      const std::optional<Tensor>& block_table, const char* op)
+    : seqlens_(whole(cache_seqlens, ScalarType::Int, {batch}, op, "cache_seqlens")),
+      table_(block_table, ScalarType::Int, {batch, -1}, op, "block_table") {
+  slots = {seqlens_.const_data_ptr<int32_t>(), table_.data<int32_t>(), 0, 0,
+           block_table ? block_table->size(1) : 0};
+  if (caches.empty() || batch == 0) return;
+  slots.rows = caches[0].size(0), slots.row_slots = caches[0].size(1);
+  check(block_table || slots.rows == batch, op, "caches", "have one row per request", slots.rows);
+  layouts.reserve(caches.size());
+  for (const Tensor& cache : caches) {
+    const auto sizes = cache.sizes();
+    if (sizes.size() < 2 || sizes[0] != slots.rows || sizes[1] != slots.row_slots) {
+      fail(op, "caches", "have the same first two sizes", shape_string(cache));
+    }
+    layouts.push_back(cache_layout(cache, op));
+  }
+  if (slots.row_slots == 0) layouts.clear();
+}
 
 }  // namespace dspark
