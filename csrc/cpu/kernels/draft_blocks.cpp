@@ -16,10 +16,37 @@ DSPARK_INLINE Floats silu(Floats x) {
 }
 
 template <typename T>
+DSPARK_INLINE Floats load_up_to(const T* from, int count) {
+  return count >= kLanes ? load(from) : load_first(from, count);
+}
+
+// out = residual_scale · hidden + update for the columns of one row; update[v] is at v · stride.
+template <typename T>
+DSPARK_INLINE void add_residual(const DraftBlocks& p, const T* hidden, int64_t column, int count,
+                                const float* update, int stride, T* out) {
+  const T* scale = (const T*)p.residual_scale;
+  for (int v = 0; v < count;) {
+    const int64_t i = (column + v) % p.dim;  // a tile may end one head and begin the next
+    int width = count - v < kLanes ? count - v : kLanes;
+    if (p.dim - i < width) width = (int)(p.dim - i);
+    float lanes[kLanes] = {};
+    for (int j = 0; j < width; ++j) lanes[j] = update[(v + j) * stride];
+    Floats residual = load_up_to(hidden + i, width);
+    if (scale != nullptr) residual *= load_up_to(scale + column + v, width);
+    if (width == kLanes) {
+      store(out + v, load(lanes) + residual);
+    } else {
+      store_first(out + v, load(lanes) + residual, width);
+    }
+    v += width;
+  }
+}
+
+template <typename T>
 void run_task(const DraftBlocks& p, int64_t task) {
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
   const int tile = tile_rows(p.depth * sizeof(T));
-  const T *bias = (const T*)p.bias, *residual_scale = (const T*)p.residual_scale;
+  const T* bias = (const T*)p.bias;
   const int64_t columns = p.heads * p.dim, begin = task * p.task_rows;
   const int64_t end = begin + p.task_rows < columns ? begin + p.task_rows : columns;
   for (int64_t column = begin; column < end; column += tile) {
@@ -27,22 +54,17 @@ void run_task(const DraftBlocks& p, int64_t task) {
     const T* weight = (const T*)p.weight + column * p.depth;
     const auto finish = [&](int first_vector, int vectors, float* c) {
       const int stride = vectors * kLanes, first_row = first_vector * kLanes;
-      float scale[kMaxTile];
       for (int v = 0; v < count; ++v) {
-        scale[v] = residual_scale ? to_float(residual_scale[column + v]) : 1.0f;
-        const Floats shift = splat(to_float(bias[column + v]));
-        for (int m = 0; m < stride; m += kLanes) {
-          store(c + v * stride + m, silu(load(c + v * stride + m) + shift));
+        const float shift = to_float(bias[column + v]);
+        for (float* lanes = c + v * stride; lanes < c + (v + 1) * stride; lanes += kLanes) {
+          store(lanes, silu(load(lanes) + shift));
         }
       }
       const int left = (int)p.rows - first_row, rows = left < stride ? left : stride;
       for (int m = 0; m < rows; ++m) {
         const T* hidden = (const T*)p.hidden + (first_row + m) * p.hidden_stride;
         T* out = (T*)p.out + (first_row + m) * columns + column;
-        for (int v = 0; v < count; ++v) {
-          const float residual = to_float(hidden[(column + v) % p.dim]) * scale[v];
-          store_first(out + v, splat(residual + c[v * stride + m]), 1);
-        }
+        add_residual(p, hidden, column, count, c + m, stride, out);
       }
     };
     linear_tile(weight, p.depth, count, layout, p.packed, finish);

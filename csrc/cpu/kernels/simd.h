@@ -217,6 +217,13 @@ template <typename T>
 DSPARK_INLINE float to_float(T value) {
   return load_first(&value, 1)[0];
 }
+DSPARK_INLINE float to_float(Bf16 value) {
+  const uint32_t bits = (uint32_t)value.bits << 16;
+  return load_as<float>(&bits);
+}
+#ifdef __F16C__
+DSPARK_INLINE float to_float(Fp16 value) { return _cvtsh_ss(value.bits); }
+#endif
 DSPARK_INLINE float to_float(float value) { return value; }
 
 // Calls f with a value of the element type that a dtype stands for.
