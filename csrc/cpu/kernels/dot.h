@@ -40,7 +40,14 @@ struct DotOf<Bf16> {
 };
 #endif
 
-// `words` words of a row which has `elements` elements left; zeros beyond. Prefetches as dot_rows.
+constexpr int kLineWords = 16, kLineBytes = 64;
+
+DSPARK_INLINE void prefetch_row(const char* row, int64_t bytes) {
+  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(row + byte, 0, 2);
+}
+
+// `words` words of a row which has `elements` elements left; zeros beyond. The same row
+// `prefetch` bytes ahead is wanted next; 0 for none.
 template <typename Dot, typename T>
 DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float* to,
                                ptrdiff_t prefetch = 0) {
@@ -48,9 +55,7 @@ DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float
   constexpr int kElements = Dot::template kHolds<T> ? Dot::kPerWord : 1;  // in a lane
   const int capacity = words * Dot::kPerWord;
   const int present = elements < 0 ? 0 : elements < capacity ? (int)elements : capacity;
-  for (int byte = 0; prefetch != 0 && byte < present * (int)sizeof(T); byte += 64) {
-    __builtin_prefetch((const char*)from + byte + prefetch, 0, 2);
-  }
+  if (prefetch != 0) prefetch_row((const char*)from + prefetch, present * sizeof(T));
   for (int i = 0; i < capacity; i += kLanes * kElements) {
     const int left = present - i;
     if constexpr (Dot::template kHolds<T>) {
@@ -68,7 +73,6 @@ DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float
   }
 }
 
-constexpr int kLineWords = 16;  // words in a cache line
 #ifdef __AVX512F__
 constexpr int kAccumulators = 24, kMaxVectors = 4;  // of 32 registers
 #else
@@ -78,25 +82,27 @@ constexpr int kAccumulators = 12, kMaxVectors = 2;  // of 16 registers
 // Rows of b taken at once against kVectors vectors of rows of a, two sums for each.
 constexpr int rows_at_once(int vectors) { return kAccumulators / 2 / vectors; }
 
-// Brings a line of each of kRows rows towards the cache.
+// Brings kRows lines of memory towards the cache, and moves on; does nothing with null.
 template <int kRows>
-DSPARK_INLINE void prefetch_rows(const char* b, ptrdiff_t b_stride) {
+DSPARK_INLINE void prefetch_lines(const char** next) {
+  if (*next == nullptr) return;
 #pragma GCC unroll 12
-  for (int n = 0; n < kRows; ++n) __builtin_prefetch(b + n * b_stride, 0, 2);
+  for (int n = 0; n < kRows; ++n) __builtin_prefetch(*next + n * kLineBytes, 0, 2);
+  *next += kRows * kLineBytes;
 }
 
 // The next functions are never inlined: their pointers would not get registers.
 
 // c[n][m] (+)= Σ_w a[w][m] · b[n][w] for kVectors vectors of rows m and rows_at_once rows n of b,
 // whose `words` words, a multiple of 16, are contiguous. Even and odd words have sums of their own.
-// The lines `prefetch` bytes ahead are wanted next; 0 for none.
+// As many bytes from `next` on, or none, are prefetched meanwhile.
 template <typename Dot, int kVectors>
 DSPARK_NOINLINE void dot_rows(const float* a, const char* b, ptrdiff_t b_stride, int words,
-                              float* c, int c_stride, bool accumulate, ptrdiff_t prefetch) {
+                              float* c, int c_stride, bool accumulate, const char* next) {
   constexpr int kRows = rows_at_once(kVectors);
   Floats even[kRows][kVectors] = {}, odd[kRows][kVectors] = {};
   for (int line = 0; line < words; line += kLineWords) {
-    if (prefetch != 0) prefetch_rows<kRows>(b + prefetch, b_stride);
+    prefetch_lines<kRows>(&next);
 #pragma GCC unroll 16
     for (int w = 0; w < kLineWords; ++w) {
       Floats x[kVectors];
@@ -130,11 +136,11 @@ DSPARK_NOINLINE void dot_rows(const float* a, const char* b, ptrdiff_t b_stride,
 // its odd words. It adds the same numbers in the same order as dot_rows.
 template <typename Dot>
 DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_stride, int words,
-                                  float* c, int c_stride, bool accumulate, ptrdiff_t prefetch) {
+                                  float* c, int c_stride, bool accumulate, const char* next) {
   constexpr int kRows = rows_at_once(1);
   Floats sums[kRows] = {};
   for (int line = 0; line < words; line += kLineWords) {
-    if (prefetch != 0) prefetch_rows<kRows>(b + prefetch, b_stride);
+    prefetch_lines<kRows>(&next);
 #pragma GCC unroll 8
     for (int w = 0; w < kLineWords; w += 2) {
       const Floats x = load(a + w / 2 * kLanes);

@@ -17,13 +17,15 @@ DSPARK_INLINE int tile_rows(int64_t row_bytes) {
   return rows < kStep ? kStep : rows > kMaxTile ? kMaxTile : (int)rows;
 }
 
-// c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`; the same
-// number of rows further on is prefetched.
+// c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`. As much
+// memory after these rows is prefetched.
 template <typename T, int kVectors>
 DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, const RowLayout& layout,
                                 const float* packed, int first, float* c) {
   using Dot = typename DotOf<T>::type;
   constexpr int kRows = rows_at_once(kVectors);
+  const ptrdiff_t b_stride = stride * sizeof(T);
+  const char* next = (const char*)(weight + count * stride);
   float staged[kRows][kChunkWords];
   for (int start = 0; start < layout.words; start += kChunkWords) {
     const int words = layout.words - start < kChunkWords ? layout.words - start : kChunkWords;
@@ -34,17 +36,17 @@ DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, cons
       const T* b = weight + n * stride + element;
       float* to = c + n * kVectors * kLanes;
       if (Dot::template kHolds<T> && whole && n + kRows <= count) {
-        const ptrdiff_t b_stride = stride * sizeof(T);
         block_product<Dot, kVectors>(layout, a, (const char*)b, b_stride, words, to, start > 0,
-                                     count * b_stride);
+                                     next);
+        next += words * kRows * sizeof(float);
       } else {
         for (int i = 0; i < kRows; ++i) {
           const int64_t left = n + i < count ? layout.depth - element : 0;
           stage_words<Dot>(b + (left > 0 ? i * stride : 0), left, words, staged[i],
-                           count * stride * sizeof(T));
+                           count * b_stride);
         }
         block_product<Dot, kVectors>(layout, a, (const char*)staged, sizeof(staged[0]), words, to,
-                                     start > 0, 0);
+                                     start > 0, nullptr);
       }
     }
   }

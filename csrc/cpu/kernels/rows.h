@@ -80,11 +80,11 @@ DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float
 template <typename Dot, int kVectors>
 DSPARK_INLINE void block_product(const RowLayout& layout, const float* a, const char* b,
                                  ptrdiff_t b_stride, int words, float* c, bool accumulate,
-                                 ptrdiff_t prefetch) {
+                                 const char* next) {
   if (kVectors == 1 && layout.few) {
-    dot_few_rows<Dot>(a, b, b_stride, words, c, kLanes, accumulate, prefetch);
+    dot_few_rows<Dot>(a, b, b_stride, words, c, kLanes, accumulate, next);
   } else {
-    dot_rows<Dot, kVectors>(a, b, b_stride, words, c, kVectors * kLanes, accumulate, prefetch);
+    dot_rows<Dot, kVectors>(a, b, b_stride, words, c, kVectors * kLanes, accumulate, next);
   }
 }
 

@@ -164,7 +164,7 @@ DSPARK_INLINE void pack_values(const TreeAttention& p, const C* const* slots, in
 // Rows of words.
 struct Keys {
   const char* rows;
-  ptrdiff_t stride, prefetch;
+  ptrdiff_t stride;
 };
 
 // The tile's keys: in place where their words can be read as they are, else copied.
@@ -174,13 +174,14 @@ DSPARK_INLINE Keys find_keys(const TreeAttention& p, const Slots<C>& slots, int 
   const ptrdiff_t stride = p.k_stride[1] * sizeof(C), next = kTileSlots * stride;
   const bool in_place = Dot::template kHolds<C> && words * Dot::kPerWord == p.head_dim;
   if (in_place && p.block_table == nullptr && count == kTileSlots) {
-    return {(const char*)slots.keys[0], stride, next};
+    for (int i = 0; i < count; ++i) prefetch_row((const char*)slots.keys[i] + next, words * 4);
+    return {(const char*)slots.keys[0], stride};
   }
   for (int i = 0; i < count; ++i) {
     const C* key = slots.keys[i];
     stage_words<Dot>(key, key == nullptr ? 0 : p.head_dim, words, copy + i * words, next);
   }
-  return {(const char*)copy, words * (ptrdiff_t)sizeof(float), 0};
+  return {(const char*)copy, words * (ptrdiff_t)sizeof(float)};
 }
 
 // tanh |x| = (1 - t) / (1 + t) with t = e^(-2|x|), by its sign
@@ -280,8 +281,7 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
         constexpr int kVectors = decltype(v)::value;
         for (int i = 0; i < count; i += rows_at_once(kVectors)) {
           block_product<Dot, kVectors>(layout, a, keys.rows + i * keys.stride, keys.stride,
-                                       layout.words, scratch.scores + i * stride, false,
-                                       first == 0 ? keys.prefetch : 0);
+                                       layout.words, scratch.scores + i * stride, false, nullptr);
         }
       });
       alignas(64) float factor[kMaxVectors * kLanes];
