@@ -153,7 +153,8 @@ def tables(result: dict) -> Group:
     """The result for people: rows per category, and where the time of a step goes."""
     columns = ("prompts", "tokens/step", "tokens/s", "generate", "speed-up", "identical")
     headers = (Column(name, justify="right", no_wrap=True) for name in columns)
-    view = Table("category", *headers, box=box.SIMPLE_HEAD)
+    first = Column("category", no_wrap=True)
+    view = Table(first, *headers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name, row in (*result["categories"].items(), ("total", result["total"])):
         view.add_row(
             name,
@@ -163,7 +164,6 @@ def tables(result: dict) -> Group:
             f"{row['baseline_tokens_per_second']:.1f}",
             f"{row['speedup']:.2f}x",
             f"{row['identical']}/{row['prompts']}",
-            end_section=name != "total",
         )
     spent = result["milliseconds_per_step"]
     step = Table("phase", Column("ms per step", justify="right"), box=box.SIMPLE_HEAD)

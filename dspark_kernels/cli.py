@@ -1,4 +1,4 @@
-"""The command `dspark`: generate | train | bench | env."""
+"""Lossless tree-speculative decoding: decode a prompt, train a draft, measure, show backends."""
 
 import argparse
 import json

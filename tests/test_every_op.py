@@ -76,10 +76,9 @@ def test_runs(inputs):
         assert not tensor.isnan().any()
 
 
-def test_cuda_graph(inputs, device):
+@pytest.mark.cuda
+def test_cuda_graph(inputs):
     """A captured step gives what the same step gives call by call: no host sync, fixed shapes."""
-    if device.type != "cuda":
-        pytest.skip("CUDA graphs need --device cuda")
     fresh = {name: tensor.clone() for name, tensor in inputs.items()}
     expected = [tensor.clone() for tensor in every_op(inputs)]
     graph = torch.cuda.CUDAGraph()
