@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from .._library import ops
 from ..cache import KVCache
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = "dspark"
 
 
