@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
 DEADLINE = 9 * 60  # seconds
 
@@ -71,7 +73,8 @@ def steps(results):
     """The steps in order; a benchmark of kernels that fail their tests is worth nothing."""
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     bench = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--csv", str(results)]
-    yield Step("build", build, 150)
+    arch = "".join(map(str, torch.cuda.get_device_capability()))
+    yield Step("build", build, 150, DSPARK_CUDA_ARCHS="90a" if arch == "90" else arch)
     yield Step("tests", pytest(*op_tests(), "tests/test_every_op.py", "tests/test_gpu.py"), 300)
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
@@ -84,6 +87,8 @@ def main():
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--logs", type=Path, default=ROOT / "build/gpu_check")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU on this machine")
     options.logs.mkdir(parents=True, exist_ok=True)
     options.csv.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + DEADLINE
