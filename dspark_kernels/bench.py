@@ -64,7 +64,7 @@ def decode(
     *,
     batch_size: int = 1,
     max_new_tokens: int = 128,
-    num_nodes: int = 32,
+    num_nodes: int = 16,
     min_score: float = 0.0,
 ) -> dict:
     """Decode every prompt both ways, in turn.

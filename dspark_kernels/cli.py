@@ -83,7 +83,7 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--num-nodes", type=int, default=32, help="tree nodes verified per step")
+    command.add_argument("--num-nodes", type=int, default=16, help="tree nodes verified per step")
     command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
 

@@ -126,7 +126,7 @@ def generate(
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
-    num_nodes: int = 32,
+    num_nodes: int = 16,
     min_score: float = 0.0,
     on_tokens: Callable[[int, list[int]], None] | None = None,
     sync_every: int = 1,

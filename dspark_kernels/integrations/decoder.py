@@ -100,7 +100,7 @@ class SpeculativeDecoder:
         top_p: float | Sequence[float] = 1.0,
         min_p: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] = 0,
-        num_nodes: int = 32,
+        num_nodes: int = 16,
         min_score: float = 0.0,
         chat: bool = True,
         stop: Sequence[int] | None = None,
