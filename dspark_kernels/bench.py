@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .integrations.decoder import SpeculativeDecoder
 from .prompts import encode, read_records
-from .statistics import Statistics
+from .statistics import Statistics, until_stop
 
 
 def read_prompts(path: str, limit: int | None = None) -> list[dict]:
@@ -50,12 +50,7 @@ def _transformers_generate(decoder, ids, max_new_tokens):
         batch.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens,
         do_sample=False, pad_token_id=pad,
     )  # fmt: skip
-    return [_until_stop(row, stop) for row in out[:, longest:].tolist()]
-
-
-def _until_stop(tokens: list[int], stop: list[int]) -> list[int]:
-    end = next((place for place, token in enumerate(tokens) if token in stop), len(tokens))
-    return tokens[: end + 1]
+    return [until_stop(row, stop) for row in out[:, longest:].tolist()]
 
 
 def decode(

@@ -1,7 +1,7 @@
 """What a decoding run measured: tokens per step, acceptance, nodes verified, time per phase."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -105,6 +105,12 @@ class Statistics:
         }
 
 
+def until_stop(tokens: Sequence[int], stop: Collection[int]) -> list[int]:
+    """The tokens up to the first stop token, which is the last one kept."""
+    end = next((place for place, token in enumerate(tokens) if token in stop), len(tokens))
+    return list(tokens[: end + 1])
+
+
 class Results:
     """The host's view of a run: cuts each request at its stop token or limit, counts its steps."""
 
@@ -145,11 +151,9 @@ class Results:
     def _extend(self, request: int, new: Sequence[int]) -> int:
         """Append up to the stop token or the limit; returns how many tokens were taken."""
         have = self.tokens[request]
-        new = list(new[: self._limit - len(have)])
-        end = next((place for place, token in enumerate(new) if token in self._stop), None)
-        new = new if end is None else new[: end + 1]
+        new = until_stop(new[: self._limit - len(have)], self._stop)
         have += new
-        if end is not None or len(have) >= self._limit:
+        if len(have) >= self._limit or (new and new[-1] in self._stop):
             self._running.discard(request)
         if self._on_tokens is not None and new:
             self._on_tokens(request, new)

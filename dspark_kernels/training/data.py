@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..decode import prefill, step
 from ..prompts import encode, read_records
 from ..sampling import Sampling
-from ..statistics import Clock
+from ..statistics import Clock, until_stop
 from .store import write_shard
 
 
@@ -67,8 +67,8 @@ def continue_prompts(
         states.append(_states(state))
     ends = set(stop)
     for ids, kept in zip(torch.stack(drawn, 1).tolist(), torch.stack(states, 1), strict=True):
-        length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-        yield ids[:length], kept[:length].cpu()
+        emitted = until_stop(ids, ends)
+        yield emitted, kept[: len(emitted)].cpu()
 
 
 def _states(state) -> torch.Tensor:

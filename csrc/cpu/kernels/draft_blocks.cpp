@@ -74,14 +74,14 @@ void run_task(const DraftBlocks& p, int64_t task) {
 }  // namespace
 
 DraftBlocksSizes draft_blocks_sizes(const DraftBlocks& p) {
-  return with_float_type(p.dtype, [&](auto type) {
+  return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
     return DraftBlocksSizes{layout.packed_floats(), tile_rows(p.depth * sizeof(type))};
   });
 }
 
 void draft_blocks_pack(const DraftBlocks& p) {
-  with_float_type(p.dtype, [&](auto type) {
+  with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
     const auto row_of = [&](int64_t row) { return (const T*)p.features + row * p.features_stride; };
     pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
@@ -89,7 +89,7 @@ void draft_blocks_pack(const DraftBlocks& p) {
 }
 
 void draft_blocks_task(const DraftBlocks& p, int64_t task) {
-  with_float_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, task); });
+  with_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, task); });
 }
 
 }  // namespace dspark::DSPARK_ISA

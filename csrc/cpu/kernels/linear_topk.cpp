@@ -129,7 +129,7 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
 }  // namespace
 
 LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
-  return with_float_type(p.dtype, [&](auto type) {
+  return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
     return LinearTopkSizes{layout.vectors * kLanes, layout.packed_floats(),
                            tile_rows(p.depth * sizeof(type))};
@@ -137,7 +137,7 @@ LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
 }
 
 void linear_topk_pack(const LinearTopk& p) {
-  with_float_type(p.dtype, [&](auto type) {
+  with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
     const auto row_of = [&](int64_t row) { return (const T*)p.x + row * p.x_stride; };
     pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
@@ -145,7 +145,7 @@ void linear_topk_pack(const LinearTopk& p) {
 }
 
 void linear_topk_task(const LinearTopk& p, int64_t worker, int64_t task) {
-  with_float_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
+  with_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, worker, task); });
 }
 
 }  // namespace dspark::DSPARK_ISA

@@ -142,8 +142,7 @@ int64_t run_row(const SampleLogits& p, int64_t row, float* memory) {
 int64_t sample_logits_floats(const SampleLogits& p) { return padded(p.vocab) * 4; }
 
 int64_t sample_logits_row(const SampleLogits& p, int64_t row, float* memory) {
-  return with_float_type(p.dtype,
-                         [&](auto type) { return run_row<decltype(type)>(p, row, memory); });
+  return with_type(p.dtype, [&](auto type) { return run_row<decltype(type)>(p, row, memory); });
 }
 
 }  // namespace dspark::DSPARK_ISA

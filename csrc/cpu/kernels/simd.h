@@ -200,19 +200,6 @@ DSPARK_INLINE void store_first(T* to, Floats value, int count) {
   for (int i = 0; i < count; ++i) to[i] = lanes[i];
 }
 
-// Calls f with a value of the type that `dtype` names: float, Bf16 or Fp16.
-template <typename F>
-DSPARK_INLINE auto with_float_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::kBf16:
-      return f(Bf16{});
-    case DType::kFp16:
-      return f(Fp16{});
-    default:
-      return f(float{});
-  }
-}
-
 template <typename T>
 DSPARK_INLINE float to_float(T value) {
   return load_first(&value, 1)[0];
