@@ -99,7 +99,7 @@ def test_default_prompts():
 @pytest.mark.parametrize(
     "methods, message",
     [
-        ("none", "methods: must be of ours, plain, generate, prompt-lookup, assisted, got 'none'"),
+        ("none", "methods: must be of ours, plain, generate, prompt-lookup, assisted"),
         ("ours:many", "ours takes a whole number behind its colon, got many"),
         ("assisted:no/such", "'no/such' cannot be loaded"),
     ],
