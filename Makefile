@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 test_of = $(foreach op,$(1),tests/test_$(op).py)
 TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits tree_attention)
 TREE_TESTS := $(call test_of,accept_tree chain_reject context_lookup glm_tree typical_accept)
+CPU_TESTS := $(call test_of,fused_linear rotary_append)
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
@@ -14,7 +15,7 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(BIN)/pytest
-	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
+	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) $(CPU_TESTS) tests/test_decode.py
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network

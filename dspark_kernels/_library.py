@@ -22,6 +22,11 @@ import torch
 SCHEMAS = {
     "draft_blocks": "(Tensor hidden, Tensor weight, Tensor bias, Tensor? features, "
     "Tensor? residual_scale) -> Tensor",
+    "fused_linear": "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? norm_weight, float eps, "
+    "bool gated, Tensor? residual) -> Tensor",
+    "rotary_append": "(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_norm_weight, "
+    "Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, Tensor(b!) v_cache, "
+    "Tensor cache_seqlens, Tensor? block_table) -> Tensor",
     "linear_topk": "(Tensor x, Tensor weight, int k, Tensor? bias, Tensor? temperature, "
     "Tensor? seed, Tensor? position, Tensor? id_map, int vocab_offset) -> (Tensor, Tensor, Tensor)",
     "merge_topk": "(Tensor keys, Tensor ids, Tensor logsumexp, int k) -> (Tensor, Tensor, Tensor)",
@@ -48,6 +53,7 @@ SCHEMAS = {
 
 TRITON_OPS = ("draft_blocks", "linear_topk", "merge_topk", "tree_attention", "sample_logits")
 NATIVE_CUDA_OPS = ("glm_tree", "context_lookup", "accept_tree", "typical_accept", "chain_reject")
+CPU_OPS = ("fused_linear", "rotary_append")  # on CUDA the target model's own layers run
 BACKENDS = ("auto", "reference", "native", "triton")
 
 
@@ -66,6 +72,18 @@ def _walk_outputs(tokens, max_depth):
 
 def _fake_draft_blocks(hidden, weight, bias, features, residual_scale):
     return hidden.new_empty(hidden.shape[0], weight.shape[0], weight.shape[1])
+
+
+def _fake_fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
+    width = sum(weight.shape[0] for weight in weights[: 1 if gated else None])
+    return x.new_empty(x.shape[0], width)
+
+
+def _fake_rotary_append(
+    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table
+):
+    batch, nodes, heads, head_dim = qkv.shape
+    return qkv.new_empty(batch, nodes, heads - 2 * k_cache.shape[2], head_dim)
 
 
 def _topk_outputs(like, rows, k):
@@ -194,6 +212,8 @@ def _has_kernel(op, device_type):
 def _why_reference(op, device_type):
     if REQUESTED == "reference":
         return "DSPARK_BACKEND=reference"
+    if device_type == "cuda" and op in CPU_OPS:
+        return "it is meant for the CPU, so the slow reference serves it"
     if device_type == "cuda" and op in TRITON_OPS:
         return "Triton is not installed, so the slow reference serves this op"
     if NATIVE_PATH is None:

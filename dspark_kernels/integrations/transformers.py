@@ -1,18 +1,20 @@
-"""Causal language models of transformers as the loop's target, without forked modelling code.
+"""Causal language models of transformers as the loop's target.
 
 The model's own layers run; only their attention function is ours, through transformers' pluggable
-attention interface: it writes the keys and values into our cache and calls `tree_attention`.
+attention interface: it writes the keys and values into our cache and calls `tree_attention`. On the
+CPU, where small calls and few rows leave torch's layers slow, `FusedPass` runs them instead.
 """
 
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
+from .attention import causal_attention
+from .fused_pass import FusedPass
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ATTENTION = "dspark"
@@ -36,25 +38,12 @@ def _attention(
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
-        return _causal_attention(query, key, value, scaling, sliding_window), None
+        return causal_attention(query, key, value, scaling, sliding_window), None
     out, _lse = ops.tree_attention.default(
         query.transpose(1, 2), k_cache, v_cache, cache.seqlens, ancestors, scaling,
         cache.block_table, sliding_window or 0, softcap or 0.0, None, None,
     )  # fmt: skip
     return out, None
-
-
-def _causal_attention(query, key, value, scaling, window):
-    """Attention of a prompt to itself; padding is on the right, where causality hides it."""
-    mask, length = None, query.shape[2]
-    if window is not None and length > window:
-        position = torch.arange(length, device=query.device)
-        distance = position[:, None] - position
-        mask = (distance >= 0) & (distance < window)
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
-    return out.transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -81,6 +70,7 @@ class TransformersTarget:
         self.num_layers = config.num_hidden_layers
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.fused = FusedPass(self.decoder) if FusedPass.supports(self.decoder) else None
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +112,8 @@ class TransformersTarget:
         [B, N, D], and the states of `feature_layers` side by side, [B, N, len(feature_layers)·D]
         (None without any).
         """
+        if self.fused is not None and tokens.device.type == "cpu":
+            return self.fused(tokens, positions, cache, ancestors, self.feature_layers)
         shared = Pass(cache, cache.slots(tokens.shape[1]), ancestors)
         with _our_attention(self.model.config):
             out = self.decoder(

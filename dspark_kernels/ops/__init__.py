@@ -4,9 +4,11 @@ from .accept_tree import accept_tree
 from .chain_reject import chain_reject
 from .context_lookup import context_lookup
 from .draft_blocks import draft_blocks
+from .fused_linear import fused_linear
 from .glm_tree import glm_tree
 from .linear_topk import linear_topk
 from .merge_topk import merge_topk
+from .rotary_append import rotary_append
 from .sample_logits import sample_logits
 from .tree_attention import tree_attention
 from .typical_accept import typical_accept
@@ -16,9 +18,11 @@ __all__ = [
     "chain_reject",
     "context_lookup",
     "draft_blocks",
+    "fused_linear",
     "glm_tree",
     "linear_topk",
     "merge_topk",
+    "rotary_append",
     "sample_logits",
     "tree_attention",
     "typical_accept",

@@ -8,18 +8,6 @@
 namespace dspark::DSPARK_ISA {
 namespace {
 
-// x · sigmoid(x), with the exponential of -|x| so that it cannot overflow
-DSPARK_INLINE Floats silu(Floats x) {
-  const Ints negative = x < 0.0f;
-  const Floats t = exp2(select(negative, x, -x) * kLog2E);
-  return x * select(negative, t, splat(1.0f)) / (1.0f + t);
-}
-
-template <typename T>
-DSPARK_INLINE Floats load_up_to(const T* from, int count) {
-  return count >= kLanes ? load(from) : load_first(from, count);
-}
-
 // out = residual_scale · hidden + update for the columns of one row; update[v] is at v · stride.
 template <typename T>
 DSPARK_INLINE void add_residual(const DraftBlocks& p, const T* hidden, int64_t column, int count,
@@ -33,11 +21,7 @@ DSPARK_INLINE void add_residual(const DraftBlocks& p, const T* hidden, int64_t c
     for (int j = 0; j < width; ++j) lanes[j] = update[(v + j) * stride];
     Floats residual = load_up_to(hidden + i, width);
     if (scale != nullptr) residual *= load_up_to(scale + column + v, width);
-    if (width == kLanes) {
-      store(out + v, load(lanes) + residual);
-    } else {
-      store_first(out + v, load(lanes) + residual, width);
-    }
+    store_up_to(out + v, load(lanes) + residual, width);
     v += width;
   }
 }

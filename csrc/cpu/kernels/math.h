@@ -41,6 +41,13 @@ DSPARK_INLINE Floats exp2(Floats x) {
   return select(x < -126.0f, Floats{}, scaled);
 }
 
+// x · sigmoid(x), with the exponential of -|x| so that it cannot overflow
+DSPARK_INLINE Floats silu(Floats x) {
+  const Ints negative = x < 0.0f;
+  const Floats t = exp2(select(negative, x, -x) * kLog2E);
+  return x * select(negative, t, splat(1.0f)) / (1.0f + t);
+}
+
 // ln x of positive normal numbers, with the polynomial of Cephes' logf.
 DSPARK_INLINE Floats log(Floats x) {
   // x = 2^n · m with m in [sqrt(1/2), sqrt(2))

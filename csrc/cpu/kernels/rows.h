@@ -52,25 +52,52 @@ struct RowLayout {
   int64_t packed_floats() const { return (int64_t)vectors * words * kLanes; }
 };
 
-// Rows [rows, depth] -> packed [block][word][vector][lane]; few rows: [word / 2][row][word % 2].
-// row_of(i) points to row i.
+// kLanes words of a row which has `elements` elements left; zeros beyond.
+template <typename Dot, typename T>
+DSPARK_INLINE Floats row_words(const T* row, int64_t elements) {
+  if (Dot::template kHolds<T> && elements >= kLanes * Dot::kPerWord) return load_as<Floats>(row);
+  float staged[kLanes];
+  stage_words<Dot>(row, elements, kLanes, staged);
+  return load(staged);
+}
+
+// Few rows -> packed [word / 2][row][word % 2].
+template <typename T, typename RowOf>
+DSPARK_INLINE void pack_few_rows(const RowLayout& layout, const RowOf& row_of, float* packed) {
+  using Dot = typename DotOf<T>::type;
+  memset(packed, 0, layout.packed_floats() * sizeof(float));
+  for (int row = 0; row < layout.rows; ++row) {
+    for (int start = 0; start < layout.words; start += kLanes) {
+      const int64_t element = (int64_t)start * Dot::kPerWord;
+      float words[kLanes];
+      store(words, row_words<Dot>(row_of(row) + element, layout.depth - element));
+      float* to = packed + layout.offset(0, start) + 2 * row;
+      for (int i = 0; i < kLanes; i += 2) memcpy(to + i / 2 * kLanes, words + i, 2 * sizeof(float));
+    }
+  }
+}
+
+// Rows [rows, depth] -> packed [block][word][vector][lane]. row_of(i) points to row i.
 template <typename T, typename RowOf>
 DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float* packed) {
   using Dot = typename DotOf<T>::type;
-  memset(packed, 0, layout.packed_floats() * sizeof(float));
-  float staged[kLineWords];
-  for (int row = 0; row < layout.rows; ++row) {
-    const int first = row / (kLanes * kMaxVectors) * kMaxVectors;
-    const int stride = layout.few ? kLanes / 2 : layout.block_vectors(first) * kLanes;
-    for (int start = 0; start < layout.words; start += kLineWords) {
+  if (layout.few) return pack_few_rows<T>(layout, row_of, packed);
+  for (int vector = 0; vector < layout.vectors; ++vector) {
+    const int first = vector / kMaxVectors * kMaxVectors;
+    const int stride = layout.block_vectors(first) * kLanes;
+    const int64_t left = layout.rows - vector * kLanes;
+    for (int start = 0; start < layout.words; start += kLanes) {
       const int64_t element = (int64_t)start * Dot::kPerWord;
-      stage_words<Dot>(row_of(row) + element, layout.depth - element, kLineWords, staged);
-      float* to = packed + layout.offset(first, start);
-      for (int i = 0; i < kLineWords; ++i) {
-        const int lane =
-            layout.few ? i / 2 * kLanes + 2 * row + i % 2 : i * stride + row - first * kLanes;
-        memcpy(to + lane, staged + i, sizeof(float));
+      Floats tile[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        tile[i] = Floats{};
+        if (i >= left) continue;
+        const T* row = row_of(vector * kLanes + i);
+        tile[i] = row_words<Dot>(row + element, layout.depth - element);
       }
+      transpose(tile);
+      float* to = packed + layout.offset(first, start) + (vector - first) * kLanes;
+      for (int i = 0; i < kLanes; ++i) store(to + i * stride, tile[i]);
     }
   }
 }

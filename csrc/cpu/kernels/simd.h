@@ -103,6 +103,43 @@ DSPARK_INLINE Floats add_pairs(Floats a) {
 #endif
 }
 
+// The lanes of a and b in turn: those of their first halves, those of their second halves.
+DSPARK_INLINE Floats interleave_low(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+#endif
+}
+DSPARK_INLINE Floats interleave_high(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                 31);
+#elif defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
+// Lane j of vector i becomes lane i of vector j. Every step moves one bit of the lane's number to
+// the vector's: interleaving vectors half the way apart rotates the bits of both together.
+DSPARK_INLINE void transpose(Floats (&tile)[kLanes]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    Floats next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = interleave_low(tile[i], tile[i + kLanes / 2]);
+      next[2 * i + 1] = interleave_high(tile[i], tile[i + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) tile[i] = next[i];
+  }
+}
+
 // The high and low 32 bits of the products with one factor.
 DSPARK_INLINE void multiply_wide(uint32_t factor, Words x, Words* high, Words* low) {
   const Longs even = (Longs)x & 0xFFFFFFFFull, odd = (Longs)x >> 32;
@@ -198,6 +235,20 @@ DSPARK_INLINE void store_first(T* to, Floats value, int count) {
   T lanes[kLanes];
   store(lanes, value);
   for (int i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+// A whole vector where there are `count` >= kLanes elements, else the first lanes.
+template <typename T>
+DSPARK_INLINE Floats load_up_to(const T* from, int64_t count) {
+  return count >= kLanes ? load(from) : load_first(from, (int)count);
+}
+template <typename T>
+DSPARK_INLINE void store_up_to(T* to, Floats value, int64_t count) {
+  if (count >= kLanes) {
+    store(to, value);
+  } else {
+    store_first(to, value, (int)count);
+  }
 }
 
 template <typename T>

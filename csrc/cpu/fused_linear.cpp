@@ -1,0 +1,77 @@
+#include "cpu/fused_linear.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/launch.h"
+#include "cpu/parallel.h"
+
+namespace dspark {
+namespace {
+
+constexpr const char* kOp = "fused_linear";
+
+Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                    std::optional<Tensor> norm_weight, double eps, bool gated,
+                    std::optional<Tensor> residual) {
+  FusedLinear p{};
+  const ScalarType dtype = x.scalar_type();
+  p.dtype = float_dtype(x, kOp, "x");
+  check_shape(x, {-1, -1}, kOp, "x", "have shape [M, D]");
+  p.rows = x.size(0), p.depth = x.size(1), p.eps = static_cast<float>(eps), p.gated = gated;
+  p.weights = static_cast<int>(weights.size());
+  check(p.weights >= 1 && p.weights <= kMaxWeights, kOp, "weights", "hold 1 to 4 tensors",
+        p.weights);
+  check(!gated || p.weights == 2, kOp, "weights", "hold 2 tensors if gated", p.weights);
+  check(biases.empty() || biases.size() == weights.size(), kOp, "biases",
+        "be empty or hold a tensor per weight", biases.size());
+  for (int i = 0; i < p.weights; ++i) {
+    check_dtype(weights[i], dtype, kOp, "weights");
+    check_shape(weights[i], {gated ? weights[0].size(0) : -1, p.depth}, kOp, "weights",
+                "have shape [N, D]");
+    weights[i] = with_contiguous_rows(weights[i]);
+    p.weight[i] = weights[i].const_data_ptr(), p.weight_stride[i] = weights[i].stride(0);
+    p.columns[i] = weights[i].size(0);
+    if (i < p.parts()) p.width += p.columns[i];
+    if (biases.empty()) continue;
+    biases[i] = whole(biases[i], dtype, {p.columns[i]}, kOp, "biases", "have shape [N]");
+    p.bias[i] = biases[i].const_data_ptr();
+  }
+  const Optional norm_(norm_weight, dtype, {p.depth}, kOp, "norm_weight", "have shape [D]");
+  const Tensor x_rows = with_contiguous_rows(x);
+  p.x = x_rows.const_data_ptr(), p.x_stride = x_rows.stride(0);
+  p.norm_weight = norm_.data<void>();
+  Tensor added = x_rows;  // keeps the rows of the residual alive
+  if (residual) {
+    added = with_contiguous_rows(*residual);
+    check_dtype(added, dtype, kOp, "residual");
+    check_shape(added, {p.rows, p.width}, kOp, "residual", "have shape [M, width of the output]");
+    p.residual = added.const_data_ptr(), p.residual_stride = added.stride(0);
+  }
+
+  Tensor out = empty({p.rows, p.width}, dtype);
+  if (out.numel() == 0) return out;
+  constexpr int64_t kMaxTasks = 64;
+  const auto sizes = DSPARK_CALL_CPU_KERNEL(fused_linear_sizes, p);
+  const int64_t tiles = (p.width + sizes.tile - 1) / sizes.tile;
+  p.task_columns = (tiles + kMaxTasks - 1) / kMaxTasks * sizes.tile;
+  const Tensor packed = empty({sizes.packed_floats}, ScalarType::Float);
+  const Tensor normed = empty({p.norm_weight ? p.rows : 0, p.depth}, dtype);
+  p.packed = packed.mutable_data_ptr<float>(), p.normed = normed.mutable_data_ptr();
+  p.out = out.mutable_data_ptr();
+  DSPARK_CALL_CPU_KERNEL(fused_linear_pack, p);
+  int64_t tasks = 0;
+  for (int part = 0; part < p.parts(); ++part) tasks += p.tasks(part);
+  parallel_tasks(
+      tasks, [&](int64_t, int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dspark, CPU, m) { m.impl("fused_linear", TORCH_BOX(&fused_linear)); }
+
+}  // namespace dspark

@@ -1,0 +1,39 @@
+// What the launcher and the kernels of fused_linear share.
+
+#pragma once
+
+#include "common/types.h"
+#include "cpu/isa.h"
+
+namespace dspark {
+
+constexpr int kMaxWeights = 4;
+
+struct FusedLinear {
+  DType dtype;
+  const void *x, *norm_weight, *residual;  // [rows, depth], [depth] or null, [rows, width] or null
+  const void *weight[kMaxWeights], *bias[kMaxWeights];  // [columns, depth], [columns] or null
+  int64_t columns[kMaxWeights], weight_stride[kMaxWeights];
+  int64_t x_stride, residual_stride, rows, depth, width;
+  int weights;
+  bool gated;  // two weights of the same shape, and one output
+  float eps;
+  int64_t task_columns;
+  void* normed;   // [rows, depth], scratch of the norm
+  float* packed;  // the rows as the kernel reads them
+  void* out;      // [rows, width]
+
+  // Weights whose columns lie side by side in the output.
+  int parts() const { return gated ? 1 : weights; }
+  int64_t tasks(int part) const { return (columns[part] + task_columns - 1) / task_columns; }
+};
+
+struct FusedLinearSizes {
+  int64_t packed_floats, tile;
+};
+
+DSPARK_CPU_KERNEL(FusedLinearSizes fused_linear_sizes(const FusedLinear& p))
+DSPARK_CPU_KERNEL(void fused_linear_pack(const FusedLinear& p))
+DSPARK_CPU_KERNEL(void fused_linear_task(const FusedLinear& p, int64_t task))
+
+}  // namespace dspark

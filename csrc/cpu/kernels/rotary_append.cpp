@@ -1,0 +1,64 @@
+// Rotates the queries and keys of one token after the other; its head fits into the L1 cache.
+
+#include "cpu/rotary_append.h"
+
+#include "cpu/kernels/norm.h"
+
+namespace dspark::DSPARK_ISA {
+namespace {
+
+template <typename From, typename To>
+DSPARK_INLINE void convert(const From* from, int64_t size, To* to) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    store_up_to(to + i, load_up_to(from + i, size - i), size - i);
+  }
+}
+
+// One head: normed if there is a weight, then rotated; the pairs are (i, i + size / 2).
+template <typename T>
+DSPARK_INLINE void rotate(const T* from, const T* norm_weight, float eps, const float* cos,
+                          const float* sin, int64_t size, T* to) {
+  float x[kMaxRotaryDim], y[kMaxRotaryDim];
+  if (norm_weight != nullptr) {
+    rms_norm(from, norm_weight, size, eps, x);
+  } else {
+    convert(from, size, x);
+  }
+  const int64_t half = size / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    y[i] = x[i] * cos[i] - x[i + half] * sin[i];
+    y[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+  }
+  convert(y, size, to);
+}
+
+template <typename T>
+void rotate_nodes(const RotaryAppend& p, int64_t begin, int64_t end) {
+  const int64_t size = p.head_dim, all_heads = p.heads + 2 * p.kv_heads;
+  float cos[kMaxRotaryDim], sin[kMaxRotaryDim];
+  for (int64_t node = begin; node < end; ++node) {
+    convert((const T*)p.cos + node * size, size, cos);
+    convert((const T*)p.sin + node * size, size, sin);
+    const T* from = (const T*)p.qkv + node * all_heads * size;
+    T* q = (T*)p.q + node * p.heads * size;
+    for (int64_t head = 0; head < p.heads; ++head, from += size, q += size) {
+      rotate(from, (const T*)p.q_norm_weight, p.eps, cos, sin, size, q);
+    }
+    int64_t block, place;
+    if (!p.slot(node / p.nodes, node % p.nodes, &block, &place)) continue;
+    T* k = (T*)p.k_cache + block * p.k_stride[0] + place * p.k_stride[1];
+    T* v = (T*)p.v_cache + block * p.v_stride[0] + place * p.v_stride[1];
+    for (int64_t head = 0; head < p.kv_heads; ++head, from += size) {
+      rotate(from, (const T*)p.k_norm_weight, p.eps, cos, sin, size, k + head * p.k_stride[2]);
+      memcpy(v + head * p.v_stride[2], from + p.kv_heads * size, size * sizeof(T));
+    }
+  }
+}
+
+}  // namespace
+
+void rotary_append_nodes(const RotaryAppend& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto type) { rotate_nodes<decltype(type)>(p, begin, end); });
+}
+
+}  // namespace dspark::DSPARK_ISA

@@ -1,0 +1,74 @@
+#include "cpu/rotary_append.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "common/launch.h"
+#include "cpu/parallel.h"
+
+namespace dspark {
+namespace {
+
+constexpr const char* kOp = "rotary_append";
+
+Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> q_norm_weight,
+                     std::optional<Tensor> k_norm_weight, double eps, Tensor k_cache,
+                     Tensor v_cache, Tensor cache_seqlens, std::optional<Tensor> block_table) {
+  RotaryAppend p{};
+  const ScalarType dtype = qkv.scalar_type();
+  p.dtype = float_dtype(qkv, kOp, "qkv");
+  check_shape(qkv, {-1, -1, -1, -1}, kOp, "qkv", "have shape [B, N, Hq + 2 Hkv, E]");
+  p.batch = qkv.size(0), p.nodes = qkv.size(1), p.head_dim = qkv.size(3);
+  check(p.head_dim % 2 == 0 && p.head_dim <= kMaxRotaryDim, kOp, "qkv",
+        "have an even head dimension up to 512", p.head_dim);
+  check_shape(k_cache, {-1, -1, -1, p.head_dim}, kOp, "k_cache", "have shape [B, S, Hkv, E]");
+  p.blocks = k_cache.size(0), p.block_size = k_cache.size(1), p.kv_heads = k_cache.size(2);
+  p.heads = qkv.size(2) - 2 * p.kv_heads;
+  check(p.heads >= 1, kOp, "qkv", "have Hq + 2 Hkv heads", qkv.size(2));
+  check_shape(v_cache, {p.blocks, p.block_size, p.kv_heads, p.head_dim}, kOp, "v_cache",
+              "have the shape of k_cache");
+  check_dtype(k_cache, dtype, kOp, "k_cache"), check_dtype(v_cache, dtype, kOp, "v_cache");
+  check(k_cache.stride(3) == 1 && v_cache.stride(3) == 1, kOp, "k_cache and v_cache",
+        "have adjacent elements in a head", "a stride");
+  p.blocks_per_request = block_table ? block_table->size(1) : 1;
+  check(block_table || p.blocks == p.batch, kOp, "k_cache", "hold B requests", p.blocks);
+  for (int i = 0; i < 3; ++i) {
+    p.k_stride[i] = k_cache.stride(i), p.v_stride[i] = v_cache.stride(i);
+  }
+  const char* angles = "have shape [B, N, E]";
+  const Tensor rows = torch::stable::contiguous(qkv);
+  const Tensor cos_ = whole(cos, dtype, {p.batch, p.nodes, p.head_dim}, kOp, "cos", angles);
+  const Tensor sin_ = whole(sin, dtype, {p.batch, p.nodes, p.head_dim}, kOp, "sin", angles);
+  const Optional q_norm_(q_norm_weight, dtype, {p.head_dim}, kOp, "q_norm_weight",
+                         "have shape [E]");
+  const Optional k_norm_(k_norm_weight, dtype, {p.head_dim}, kOp, "k_norm_weight",
+                         "have shape [E]");
+  const Optional seqlens_(cache_seqlens, ScalarType::Int, {p.batch}, kOp, "cache_seqlens",
+                          "have shape [B]");
+  const Optional table_(block_table, ScalarType::Int, {p.batch, p.blocks_per_request}, kOp,
+                        "block_table", "have shape [B, max_blocks]");
+  p.qkv = rows.const_data_ptr(), p.cos = cos_.const_data_ptr(), p.sin = sin_.const_data_ptr();
+  p.q_norm_weight = q_norm_.data<void>(), p.k_norm_weight = k_norm_.data<void>();
+  p.eps = static_cast<float>(eps);
+  p.cache_seqlens = seqlens_.data<int32_t>(), p.block_table = table_.data<int32_t>();
+
+  Tensor q = empty({p.batch, p.nodes, p.heads, p.head_dim}, dtype);
+  p.q = q.mutable_data_ptr();
+  p.k_cache = k_cache.mutable_data_ptr(), p.v_cache = v_cache.mutable_data_ptr();
+  constexpr int64_t kTaskNodes = 32;
+  const int64_t nodes = p.batch * p.nodes, tasks = (nodes + kTaskNodes - 1) / kTaskNodes;
+  parallel_tasks(tasks, [&](int64_t, int64_t task) {
+    const int64_t begin = task * kTaskNodes, end = std::min(begin + kTaskNodes, nodes);
+    DSPARK_CALL_CPU_KERNEL(rotary_append_nodes, p, begin, end);
+  });
+  return q;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dspark, CPU, m) { m.impl("rotary_append", TORCH_BOX(&rotary_append)); }
+
+}  // namespace dspark

@@ -1,0 +1,21 @@
+"""Attention of a prompt to itself, which both ways of running a target share."""
+
+import torch
+import torch.nn.functional as F
+
+
+def causal_attention(query, key, value, scaling, window):
+    """query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E].
+
+    Padding is on the right, where causality hides it. `window`: how many positions are seen, or
+    None.
+    """
+    mask, length = None, query.shape[2]
+    if window is not None and length > window:
+        position = torch.arange(length, device=query.device)
+        distance = position[:, None] - position
+        mask = (distance >= 0) & (distance < window)
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+    return out.transpose(1, 2)

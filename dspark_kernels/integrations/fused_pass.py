@@ -1,0 +1,105 @@
+"""The layers of a Llama-like model on the CPU: five calls each, on the model's own weights.
+
+Few rows go through a layer when a tree is verified, and then torch's linear layers run at half of
+what the processor can do, and the calls between them cost as much as a layer's arithmetic.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .._library import backend_of, ops
+from ..cache import KVCache
+from .attention import causal_attention
+
+
+def _plain(*modules) -> bool:
+    """Whether these are linear layers as torch made them, not quantized or adapted ones."""
+    return all(type(module) is nn.Linear for module in modules)
+
+
+def _weights(*linears):
+    """The weights and biases of linear layers, as `fused_linear` takes them."""
+    biases = [linear.bias for linear in linears]
+    return [linear.weight for linear in linears], [] if biases[0] is None else biases
+
+
+class FusedLayer:
+    """One decoder layer: attention block and gated MLP."""
+
+    def __init__(self, layer):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = _weights(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = _weights(attention.o_proj)
+        self.gate_up = _weights(mlp.gate_proj, mlp.up_proj)
+        self.down = _weights(mlp.down_proj)
+        self.norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
+        head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        self.head_norms = [None if norm is None else norm.weight for norm in head_norms]
+        self.eps = layer.input_layernorm.variance_epsilon
+        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        window = getattr(attention.config, "sliding_window", None)  # of all layers, or of some
+        self.window = getattr(attention, "sliding_window", window)
+
+    def __call__(self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors) -> Tensor:
+        """x [B·N, D] -> [B·N, D]; angles: cos and sin [B, N, E]; keys, values: this layer's."""
+        batch, nodes = angles[0].shape[:2]
+        qkv = ops.fused_linear.default(x, *self.qkv, self.norms[0], self.eps, False, None)
+        q = ops.rotary_append.default(
+            qkv.view(batch, nodes, -1, self.head_dim), *angles, *self.head_norms, self.eps, keys,
+            values, cache.seqlens, cache.block_table,
+        )  # fmt: skip
+        if ancestors is None:
+            slots = cache.slots(nodes)
+            heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))
+            out = causal_attention(*heads, self.scaling, self.window)
+        else:
+            out, _lse = ops.tree_attention.default(
+                q, keys, values, cache.seqlens, ancestors, self.scaling, cache.block_table,
+                self.window or 0, 0.0, None, None,
+            )  # fmt: skip
+        out = out.reshape(batch * nodes, -1)
+        x = ops.fused_linear.default(out, *self.out, None, 0.0, False, x)
+        hidden = ops.fused_linear.default(x, *self.gate_up, self.norms[1], self.eps, True, None)
+        return ops.fused_linear.default(hidden, *self.down, None, 0.0, False, x)
+
+
+class FusedPass:
+    """All layers of a decoder (`LlamaModel` or one like it), sharing its weights."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+        self.layers = [FusedLayer(layer) for layer in decoder.layers]
+
+    @staticmethod
+    def supports(decoder) -> bool:
+        """Whether a native kernel serves, and every layer is of the plain kind read here."""
+        if backend_of("fused_linear", "cpu")[0] != "native" or decoder.config.hidden_act != "silu":
+            return False
+        return all(
+            _plain(*(getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"))
+            and _plain(*(getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")))
+            for layer in decoder.layers
+        )
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        cache: KVCache,
+        ancestors: Tensor | None,
+        feature_layers: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `TransformersTarget.forward`."""
+        decoder = self.decoder
+        embedded = decoder.embed_tokens(tokens)  # [B, N, D]
+        angles = decoder.rotary_emb(embedded, positions)
+        x, states = embedded.flatten(0, 1), []
+        for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
+            states.append(x)
+            x = layer(x, angles, keys, values, cache, ancestors)
+        hidden = decoder.norm(x).view_as(embedded)
+        states.append(hidden.flatten(0, 1))
+        if not feature_layers:
+            return hidden, None
+        features = torch.cat([states[layer] for layer in feature_layers], dim=-1)
+        return hidden, features.view(*tokens.shape, -1)

@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dtypes import DTYPES, EPSILON
+from tolerance import assert_close
+
+import dspark_kernels
+from dspark_kernels.reference.fused_linear import fused_linear as reference
+
+
+def inputs(
+    M=3, D=20, columns=(24,), biased=False, normed=False, gated=False, residual=False,
+    dtype=torch.float32, seed=0, device="cpu",
+):  # fmt: skip
+    """Arguments of the op by name."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(shape, generator=g) * scale).to(dtype).to(device)
+
+    width = columns[0] if gated else sum(columns)
+    return {
+        "x": normal(M, D),
+        "weights": [normal(n, D, scale=max(D, 1) ** -0.5) for n in columns],
+        "biases": [normal(n) for n in columns] if biased else [],
+        "norm_weight": normal(D) if normed else None,
+        "eps": 1e-5,
+        "gated": gated,
+        "residual": normal(M, width) if residual else None,
+    }
+
+
+def converted(arguments, dtype):
+    """The same arguments with all tensors in another dtype."""
+
+    def convert(value):
+        if isinstance(value, list):
+            return [convert(entry) for entry in value]
+        return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+    return {name: convert(value) for name, value in arguments.items()}
+
+
+def check(arguments):
+    """The public op against the float32 reference."""
+    dtype = arguments["x"].dtype
+    out = call(arguments)
+    exact = converted(arguments, torch.float32)
+    expected = reference(*exact.values())
+    assert out.shape == expected.shape and out.dtype == dtype
+    if arguments["norm_weight"] is not None:  # in the dtype under test, normed rows are rounded
+        rows = F.rms_norm(exact["x"], exact["x"].shape[1:], exact["norm_weight"], exact["eps"])
+        exact |= {"x": rows.to(dtype).float(), "norm_weight": None}
+    rounded = 0.0 if dtype == torch.float32 else EPSILON[dtype] / 2
+    assert_close(out, expected, reference(*exact.values()) * (1 + rounded))
+
+
+def call(arguments):
+    x, weights, *_ = arguments.values()
+    options = {name: arguments[name] for name in list(arguments)[2:]}
+    return dspark_kernels.fused_linear(x, weights, **options)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_definition_is_torch_layer_by_layer(gated):
+    arguments = inputs(4, 12, (10, 10), True, True, gated, True)
+    rows = F.rms_norm(arguments["x"], (12,), arguments["norm_weight"], arguments["eps"])
+    a, b = map(F.linear, [rows, rows], arguments["weights"], arguments["biases"])
+    expected = F.silu(a) * b if gated else torch.cat((a, b), dim=1)
+    out = reference(*arguments.values())
+    torch.testing.assert_close(out, expected + arguments["residual"])
+
+
+SHAPES = [
+    (1, 576, (576, 192, 192)), (1, 1, (1,)), (2, 33, (50, 7)), (5, 64, (48,)), (8, 100, (13,)),
+    (9, 65, (49, 1, 2, 3)), (16, 576, (96,)), (17, 40, (100,)), (33, 31, (20,)), (64, 97, (30,)),
+    (65, 200, (17, 60)), (140, 50, (51,)),
+]  # fmt: skip
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize(("M", "D", "columns"), SHAPES)
+def test_shapes(M, D, columns, around, dtype, device):
+    check(inputs(M, D, columns, around, around, False, around, dtype, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "D", "N"), [(1, 64, 5), (7, 33, 48), (20, 60, 99), (70, 24, 50)])
+def test_gated(M, D, N, dtype, device):
+    check(inputs(M, D, (N, N), True, True, True, True, dtype, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_views_and_unused_memory(dtype, device):
+    arguments = inputs(6, 40, (24, 9), True, True, False, True, dtype, device=device)
+
+    def poisoned(tensor):
+        room = torch.full((tensor.shape[0], tensor.shape[1] + 9), math.nan, dtype=dtype)
+        room = room.to(device)
+        room[:, 5:-4] = tensor
+        return room[:, 5:-4]
+
+    arguments["x"] = poisoned(arguments["x"])
+    arguments["residual"] = poisoned(arguments["residual"])
+    arguments["weights"] = [
+        poisoned(arguments["weights"][0]),
+        arguments["weights"][1].T.contiguous().T,
+    ]
+    arguments["norm_weight"] = arguments["norm_weight"].repeat_interleave(2)[::2]
+    check(arguments)
+
+
+@pytest.mark.backend
+def test_rows_do_not_depend_on_each_other(device):
+    """A row's result has the same bits alone and among others."""
+    arguments = inputs(70, 300, (50, 50), True, True, True, False, device=device)
+    together = call(arguments)
+    for count in (1, 8, 9, 33):
+        some = arguments | {"x": arguments["x"][:count]}
+        assert torch.equal(call(some), together[:count])
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(("M", "columns"), [(0, (4,)), (3, (0,)), (3, (0, 5))])
+def test_empty(M, columns, device):
+    arguments = inputs(M, columns=columns, device=device)
+    assert call(arguments).shape == (M, sum(columns))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(20)}, ValueError, r"x must have shape \[M, D\], got \[20\]"),
+        ({"x": torch.zeros(2, 20).int()}, TypeError, "x must have dtype float32"),
+        ({"weights": []}, ValueError, "weights must hold 1 to 4 tensors, got 0"),
+        ({"weights": [torch.zeros(24, 19)]}, ValueError, r"weights\[0\] must .* with D=20"),
+        ({"weights": [torch.zeros(24, 20).half()]}, TypeError, r"weights\[0\] must have dtype"),
+        ({"gated": True}, ValueError, "weights must hold 2 tensors if gated, got 1"),
+        (
+            {"gated": True, "weights": [torch.zeros(24, 20), torch.zeros(23, 20)]},
+            ValueError, r"weights\[1\] must have shape \[N, D\] with N=24",
+        ),
+        ({"biases": [torch.zeros(24)] * 2}, ValueError, "biases must be empty or hold a tensor"),
+        ({"biases": [torch.zeros(23)]}, ValueError, r"biases\[0\] must have shape .* with N0=24"),
+        ({"norm_weight": torch.zeros(19)}, ValueError, "norm_weight must have shape .* with D=20"),
+        ({"residual": torch.zeros(3, 23)}, ValueError, "residual must .* with width=24"),
+        ({"residual": torch.zeros(3, 24).half()}, TypeError, "residual must have dtype float32"),
+    ],
+)  # fmt: skip
+def test_errors(change, error, message):
+    with pytest.raises(error, match=f"fused_linear: {message}"):
+        call(inputs() | change)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_opcheck(gated, device):
+    arguments = inputs(3, 12, (10, 10), True, True, gated, True, device=device)
+    torch.library.opcheck(torch.ops.dspark.fused_linear.default, tuple(arguments.values()))
