@@ -215,7 +215,8 @@ def _bench_decode(arguments) -> int:
     if arguments.json:
         print(json.dumps(setting | asdict(result)))
     else:
-        Console().print(*bench.tables(result), sep="\n")
+        console = Console(width=max(110, Console().width))
+        console.print(*bench.tables(result), sep="\n")
         print(", ".join(f"{name} {value}" for name, value in setting.items()))
     return 0
 

@@ -20,10 +20,9 @@ def tables(comparison: Comparison) -> Iterator[Table | str]:
     sizes = dict.fromkeys(row["batch_size"] for row in comparison.rows)
     for size in sizes:
         rows = [row for row in comparison.rows if row["batch_size"] == size]
-        names = dict.fromkeys(row["method"] for row in rows)
         totals = [row for row in rows if row["category"] == "total"]
         yield _methods(size, totals)
-        yield _categories(size, rows, names)
+        yield _categories(size, rows)
         phases = [row for row in comparison.phases if row["batch_size"] == size]
         if phases:
             yield _steps(size, phases, totals)
@@ -44,28 +43,31 @@ def _methods(size: int, rows: list[dict]) -> Table:
     return table
 
 
-def _categories(size: int, rows: list[dict], names) -> Table:
-    table = _table(f"batch {size}; speed-up over {REFERENCE}", "category", *names)
-    for category in dict.fromkeys(row["category"] for row in rows):
-        found = {row["method"]: row["speedup"] for row in rows if row["category"] == category}
-        table.add_row(category, *(f"{found[name]:.2f}x" for name in names))
+def _categories(size: int, rows: list[dict]) -> Table:
+    categories = dict.fromkeys(row["category"] for row in rows)
+    table = _table(f"batch {size}; speed-up over {REFERENCE}", "method", *categories)
+    found = {(row["method"], row["category"]): row["speedup"] for row in rows}
+    for name in dict.fromkeys(row["method"] for row in rows):
+        table.add_row(name, *(f"{found[name, category]:.2f}x" for category in categories))
     return table
 
 
 def _steps(size: int, phases: list[dict], totals: list[dict]) -> Table:
-    names = dict.fromkeys(row["method"] for row in phases)
-    table = _table(f"batch {size}; milliseconds per step", "phase", *names)
+    names = dict.fromkeys(row["phase"] for row in phases)
+    columns = ("step", "tokens/step", "predicted", "measured")
+    title = f"batch {size}; milliseconds per step; predicted and measured: over plain"
+    table = _table(title, "method", *names, *columns)
     spent = {(row["method"], row["phase"]): row["milliseconds"] for row in phases}
-    for phase in dict.fromkeys(row["phase"] for row in phases):
-        table.add_row(phase, *(_cell(spent.get((name, phase)), ".2f") for name in names))
-    found = {row["method"]: row for row in totals}
-    for label, field, form, unit in (
-        ("step", "step_milliseconds", ".2f", ""),
-        ("tokens/step", "tokens_per_step", ".2f", ""),
-        ("over plain, predicted", "predicted_over_plain", ".2f", "x"),
-        ("over plain, measured", "measured_over_plain", ".2f", "x"),
-    ):
-        table.add_row(label, *(_cell(found[name][field], form, unit) for name in names))
+    for row in totals:
+        if row["step_milliseconds"] is not None:
+            table.add_row(
+                row["method"],
+                *(_cell(spent.get((row["method"], phase)), ".2f") for phase in names),
+                f"{row['step_milliseconds']:.2f}",
+                f"{row['tokens_per_step']:.2f}",
+                _cell(row["predicted_over_plain"], ".2f", "x"),
+                _cell(row["measured_over_plain"], ".2f", "x"),
+            )
     return table
 
 
