@@ -78,6 +78,8 @@ def test_batches_leave_out_what_decodes_one_request(folder, capsys):
     }
     assert result["notes"]["prompt-lookup"] == "left out: it decodes 1 request at a time"
     assert all(row["identical"] == row["prompts"] for row in result["rows"])
+    prompts = {row["batch_size"]: row["prompts"] for row in result["rows"]}
+    assert prompts == {1: 5, 3: 6}  # two full batches of three: the third chat is the first again
 
 
 def test_table_and_files(folder, tmp_path, capsys):

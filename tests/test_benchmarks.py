@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_step, plot
+from benchmarks import bench_step, plot, readme
 from benchmarks.common import Case, measure
 from dspark_kernels.results import origin, write_csv
 
@@ -79,7 +79,8 @@ def test_pictures(tmp_path, monkeypatch):
     write_csv(tmp_path / "double_cpu.csv", measured)
     figures = {
         "prompts": 1, "tokens_per_second": 9.0, "tokens_per_step": 2.0, "speedup": 1.5,
-        "step_milliseconds": 3.0, "batch_size": 1,
+        "step_milliseconds": 3.0, "batch_size": 1, "identical": 1, "predicted_over_plain": 2.0,
+        "measured_over_plain": None,
     }  # fmt: skip
     rows = [
         {"category": c, "method": m} | figures | where
@@ -99,6 +100,8 @@ def test_pictures(tmp_path, monkeypatch):
     write_csv(tmp_path / "decode_cpu_phases.csv", phases)
     monkeypatch.setattr(sys, "argv", ["plot", "--csv", str(tmp_path)])
     assert plot.main() == 0
+    for table in readme.TABLES.values():
+        assert "| ours |" in table(tmp_path) or "| double |" in table(tmp_path)
     drawn = {path.stem.removesuffix("_cpu") for path in tmp_path.glob("*.png")}
     assert drawn == set(plot.PICTURES)
 
@@ -107,3 +110,16 @@ def test_no_pictures_without_results(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["plot", "--csv", str(tmp_path)])
     assert plot.main() == 0
     assert capsys.readouterr().out.count("no results to draw") == len(plot.PICTURES)
+
+
+def test_the_readme_has_a_place_for_every_table():
+    text = readme.README.read_text()
+    for name in readme.TABLES:
+        assert "new rows\n" in readme.fill(text, name, "new rows")
+    with pytest.raises(ValueError, match="must hold <!-- other -->"):
+        readme.fill(text, "other", "")
+
+
+def test_the_readme_shows_every_picture():
+    text = readme.README.read_text()
+    assert all(f"benchmarks/results/{name}_cpu.png" in text for name in plot.PICTURES)

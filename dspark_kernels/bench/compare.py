@@ -49,8 +49,8 @@ def compare(
     """Decode every batch of prompts with every method in turn, starting with another one each time.
 
     methods: by name; `generate` must be among them. prompts: token ids by category. Times are those
-    of whole calls, the pass over the prompt included. Methods that cannot decode `batch_size`
-    requests at once are left out.
+    of whole calls, the pass over the prompt included. The last batch of a category is filled up
+    with its first prompts. Methods that cannot decode `batch_size` requests at once are left out.
 
     A row has: prompts, tokens, seconds, tokens_per_second, tokens_per_step (see `Decoded`), speedup
     (tokens per second over those of `generate`), identical (prompts whose tokens are those of
@@ -67,7 +67,7 @@ def compare(
         method(warm_up, 8)  # so that none pays for being the first
     sums = {(category, name): Counter() for category in prompts for name in able}
     batches = [
-        (category, group[first : first + batch_size])
+        (category, [group[(first + i) % len(group)] for i in range(batch_size)])
         for category, group in prompts.items()
         for first in range(0, len(group), batch_size)
     ]
