@@ -22,7 +22,7 @@ NODES = SIZES[-1]  # of a draft, and of one request at most
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
 CONTEXTS = (64, 1024)
 BATCHES = (1, 4)
-ROUNDS = 7
+WARM_UP, ROUNDS = 3, 7  # three to compile, to capture, and to warm up
 
 
 def cost_table(target, draft) -> CostTable:
@@ -69,12 +69,12 @@ def profile(target, draft) -> CostTable:
     drafts = {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
     functions = list(passes.values()) + list(drafts.values())
     seconds: dict = {function: [] for function in functions}
-    for round in range(-3, ROUNDS):  # three to compile, to capture, and to warm up
-        label = "measuring what a step costs"
-        for function in tqdm(functions, f"{label}, round {round + 4}/{ROUNDS + 3}", leave=False):
-            spent = _seconds(function, target.device)
-            if round >= 0:
-                seconds[function].append(spent)
+    rounds = range(-WARM_UP, ROUNDS)
+    todo = [(round, function) for round in rounds for function in functions]
+    for round, function in tqdm(todo, "measuring what a step costs", leave=False):
+        spent = _seconds(function, target.device)
+        if round >= 0:
+            seconds[function].append(spent)
     fastest = {function: min(spent) for function, spent in seconds.items()}
     return CostTable(
         key=table_key(target, draft),
