@@ -9,10 +9,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dspark_kernels.decode import prefill, step
-from dspark_kernels.graph import Graphs, Readback
+from dspark_kernels.cost import CostTable
+from dspark_kernels.decode import generate, prefill, step
+from dspark_kernels.graph import Graphs, Readback, Session
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.sampling import Sampling
+from dspark_kernels.scheduler import Scheduler
 from dspark_kernels.statistics import no_clock
 
 NODES, CUT = 12, 5
@@ -63,6 +65,10 @@ def target(request):
 
 @pytest.fixture
 def draft(target):
+    return bound_draft(target)
+
+
+def bound_draft(target):
     bound = tiny_draft().bind(target.embedding, target.lm_head)
     target.feature_layers = bound.feature_layers
     return bound
@@ -121,3 +127,44 @@ def test_on_the_cpu_functions_are_called_as_they_are():
     assert [graphs("key", lambda: calls.append(0) or len(calls)) for _ in range(3)] == [1, 2, 3]
     tensor = torch.ones(2)
     assert Readback(tensor, None).get() == [tensor, None]
+
+
+@pytest.mark.cuda
+@torch.inference_mode()
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLING], ids=["greedy", "sampled"])
+def test_replayed_steps_are_the_eager_ones(sampling, device):
+    """Every step of a run from its graph, beside the same step as it is: the same bits."""
+    target = TransformersTarget(tiny_model().to(device))
+    draft = bound_draft(target)
+    eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40) for _ in range(2))
+    graphs = Graphs(replayed.history.device)
+    for turn in range(12):
+        num_nodes = (NODES, CUT, NODES, 1)[turn % 4]
+        drafter = None if num_nodes == 1 else draft
+
+        def advance(state, drafter=drafter, num_nodes=num_nodes):
+            return step(target, drafter, state, NODES, 0.0, no_clock, lambda scores: num_nodes)
+
+        expected = advance(eager)
+        outcome = graphs(num_nodes, lambda advance=advance: advance(replayed))
+        for one, other in zip(outcome, expected, strict=True):
+            assert one is other is None or torch.equal(one, other)
+        for name, tensor in tensors_of(eager).items():
+            if name != "storage":  # slots behind a request's tokens are scratch
+                assert torch.equal(tensor, tensors_of(replayed)[name]), name
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("nodes", ["fixed", "plain", "scheduled"])
+def test_captured_generation_is_lossless_call_after_call(nodes, device):
+    costs = CostTable({}, [64], [1, 64], [[1.0, 2.0]], [1], [0.1])
+    num_nodes = {"fixed": 16, "plain": 1, "scheduled": Scheduler((1, 4, 16), costs)}[nodes]
+    target = TransformersTarget(tiny_model().to(device))
+    draft = bound_draft(target)
+    session = Session()
+    for sampling in (Sampling(), Sampling(temperature=0.8, seed=[3, 4])):
+        for prompts in (PROMPTS[0], PROMPTS[1], PROMPTS[0]):
+            options = {"max_new_tokens": 40, "sampling": sampling}
+            expected = generate(target, None, prompts, num_nodes=1, **options).tokens
+            out = generate(target, draft, prompts, num_nodes=num_nodes, session=session, **options)
+            assert out.tokens == expected
