@@ -19,10 +19,10 @@ from .statistics import no_clock
 from .tree import chain
 
 NODES = SIZES[-1]  # of a draft, and of one request at most
-TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128)
 CONTEXTS = (64, 1024)
 BATCHES = (1, 4)
-WARM_UP, ROUNDS = 3, 7  # three to compile, to capture, and to warm up
+WARM_UP, ROUNDS = 2, 5  # two: to compile, and to capture
 
 
 def cost_table(target, draft) -> CostTable:
