@@ -197,6 +197,7 @@ def generate(
         target, prompts, max_new_tokens, num_nodes if fixed else num_nodes.max_nodes, sync_every
     )
     scheduler = Scheduler((num_nodes,)) if fixed else num_nodes
+    scheduler.begin()
     session = session or Session()
     clock = Clock(target.device)
     room = scheduler.max_nodes + max_depth(draft) + 1
