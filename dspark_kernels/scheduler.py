@@ -12,8 +12,8 @@ from .cost import CostTable
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
-GAIN_MEMORY, LEAST_GAIN = 0.9, 0.1  # of drafting over plain decoding, in plain steps
-LONGEST_PAUSE = 32  # plain steps between two drafts
+GAIN_MEMORY, LEAST_GAIN = 0.9, 0.15  # of drafting over plain decoding, in plain steps
+LONGEST_PAUSE, PAUSE_GROWTH = 48, 3  # plain steps between two drafts
 CONTEXT_STEP = 64  # tokens of context within which a step's cost is taken as one
 
 
@@ -61,14 +61,19 @@ class Scheduler:
         self._rested += 1
         return False
 
-    def choose(self, scores: np.ndarray, running: np.ndarray, context: float) -> int:
+    def choose(self, scores: np.ndarray, remaining: np.ndarray, context: float) -> int:
         """The size for trees of these scores, float32 [B, max_nodes].
 
-        running: bool [B], requests whose tokens count; context: their mean length in tokens.
+        remaining: [B], tokens which each request may still emit, 0 for a finished one; the batch
+        lasts as long as its last request, so tokens of those that lag behind count for more.
+        context: mean length of the requests in tokens.
         """
         if len(self.sizes) == 1:
             return self.num_nodes
-        ranked = _ranked(scores[running])
+        running = remaining > 0
+        weights = remaining[running] ** 2.0
+        weights *= len(weights) / weights.sum()
+        ranked = _ranked(scores[running]) * weights[:, None]
         accepted = np.cumsum(self._by_group(ranked) * self.correction)
         tokens = len(ranked) + np.concatenate(([0.0], accepted))
         seconds = self._step_seconds(len(scores), context)
@@ -78,7 +83,7 @@ class Scheduler:
         gain = tokens[best] / tokens[0] - spent / seconds[0]
         self._gain = GAIN_MEMORY * self._gain + (gain, 1.0)
         pays = self._gain[0] > LEAST_GAIN * self._gain[1]
-        self._pause = 0 if pays else min(max(1, 2 * self._pause), LONGEST_PAUSE)
+        self._pause = 0 if pays else min(max(1, PAUSE_GROWTH * self._pause), LONGEST_PAUSE)
         return self.num_nodes
 
     def observe(self, num_nodes: int, scores, path_scores, running) -> float:
