@@ -33,6 +33,7 @@ class Scheduler:
         self._starts = np.array(sizes[:-1] or (1,))  # first rank of each group
         self._all = np.full((2, len(self._starts)), TRUST)  # predicted and accepted, by group
         self._text = np.zeros_like(self._all)
+        self._gain = np.zeros(2)  # sum, and its weight
         self._seconds: dict[tuple[int, int], np.ndarray] = {}
         self.begin()
 
@@ -48,9 +49,9 @@ class Scheduler:
         return (accepted + TEXT_TRUST * self._all[1] / self._all[0]) / (predicted + TEXT_TRUST)
 
     def begin(self) -> None:
-        """Another text: forget what was peculiar to the last one."""
+        """Another text: what was peculiar to the last one counts little from here on."""
         self._text[:] = 0
-        self._gain = np.zeros(2)  # sum, and its weight
+        self._gain /= max(self._gain[1], 1.0)
         self._pause = self._rested = 0
 
     def drafts(self) -> bool:
