@@ -10,9 +10,9 @@ from typing import Protocol
 
 import torch
 
-from dspark_kernels import DraftTree, accept_tree
-from dspark_kernels.decode import Generation, prefill
-from dspark_kernels.sampling import Sampling, draw
+from dspark_kernels import DraftTree
+from dspark_kernels.decode import Generation, prefill, verify
+from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
 from dspark_kernels.statistics import Clock, Results
 
@@ -48,44 +48,22 @@ def generate(
         room = drafting.max_nodes + drafting.max_depth + 1
         state = prefill(target, prompts, Sampling(), stop, max_new_tokens, room)
         first = state.root.tolist()
-        results = Results(len(prompts), max_new_tokens, stop, None)
+        results = Results([len(prompt) for prompt in prompts], max_new_tokens, stop, None)
         results.add_first(first)
     started = time.perf_counter()
     with clock("draft"):
         texts = [[*prompt, token] for prompt, token in zip(prompts, first, strict=True)]
         drafter = drafting.start(texts)
     while not results.finished:
-        emitted, drawn, nodes = step(target, drafter, drafting.max_depth, state, clock)
-        with clock("host"):
-            results.add_step(emitted, [len(tokens) for tokens in emitted], nodes)
         with clock("draft"):
+            tree = drafter.propose(state)
+        outcome, drawn = verify(target, state, tree, drafting.max_depth, clock)
+        with clock("host"):
+            tokens, counts = outcome.tokens.tolist(), outcome.counts.tolist()
+            results.add_step(tokens, counts, outcome.nodes.tolist())
+        with clock("draft"):
+            emitted = [row[:count] for row, count in zip(tokens, counts, strict=True)]
             drafter.observe(emitted, drawn)
     results.statistics.decode_seconds = time.perf_counter() - started
     results.statistics.seconds = clock.seconds()
     return Generation(results.tokens, results.statistics)
-
-
-def step(target, drafter: Drafter, max_depth: int, state: State, clock: Clock):
-    """One step: (emitted tokens per request, draws [B, N], nodes up for acceptance)."""
-    cache = state.cache
-    with clock("draft"):
-        tree = drafter.propose(state)
-    with clock("verify"):
-        positions = cache.seqlens[:, None].long() + tree.depths
-        hidden, features = target.forward(tree.tokens, positions, cache, tree.ancestors)
-    with clock("draw"):
-        drawn = draw(target, hidden, positions + 1, state.sampling)
-    with clock("accept"):
-        _, tokens, counts, last = accept_tree(
-            tree, drawn, cache.tensors, cache.seqlens, block_table=cache.block_table,
-            max_depth=max_depth,
-        )  # fmt: skip
-        counts = counts.masked_fill(state.done, 0)
-        request = torch.arange(len(last), device=last.device)
-        state.hidden = hidden[request, last.long()]
-        state.features = None if features is None else features[request, last.long()]
-        cache.seqlens += counts
-        state.append(tokens, counts)
-    with clock("host"):
-        emitted = [row[:n] for row, n in zip(tokens.tolist(), counts.tolist(), strict=True)]
-        return emitted, drawn, tree.num_nodes.tolist()

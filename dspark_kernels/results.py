@@ -1,7 +1,6 @@
 """Results of measurements: where they come from, and how they are kept."""
 
 import csv
-import platform
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .environment import version_of
+from .environment import device_name, version_of
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -25,7 +24,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 def origin(device: str) -> dict:
     """Where and on what a result was measured: the columns that every CSV of results ends with."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": version_of("transformers"),
@@ -33,13 +32,6 @@ def origin(device: str) -> dict:
         "commit": _commit(),
         "date": date.today().isoformat(),
     }
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.machine())
 
 
 def _commit() -> str:
