@@ -8,7 +8,7 @@
 namespace dspark {
 
 constexpr int kMaxNodes = 256;
-constexpr int kGroupRows = 256;  // rows, that is (node, query head) pairs, of one task
+constexpr int kGroupRows = 64;  // rows, that is (node, query head) pairs, of one task
 
 struct TreeAttention {
   DType dtype, cache_dtype;

@@ -18,7 +18,8 @@ DSPARK_INLINE int tile_rows(int64_t row_bytes) {
 }
 
 // c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`. As much
-// memory after these rows is prefetched.
+// memory after these rows is prefetched. One vector of x stays in the L1 cache, so W is read from
+// end to end; more vectors go in chunks of words. The sums are the same.
 template <typename T, int kVectors>
 DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, const RowLayout& layout,
                                 const float* packed, int first, float* c) {
@@ -27,27 +28,32 @@ DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, cons
   const ptrdiff_t b_stride = stride * sizeof(T);
   const char* next = (const char*)(weight + count * stride);
   float staged[kRows][kChunkWords];
-  for (int start = 0; start < layout.words; start += kChunkWords) {
+  const auto product = [&](int start, int n) __attribute__((always_inline)) {
     const int words = layout.words - start < kChunkWords ? layout.words - start : kChunkWords;
     const int64_t element = (int64_t)start * Dot::kPerWord;
     const bool whole = element + words * Dot::kPerWord <= layout.depth;
     const float* a = packed + layout.offset(first, start);
-    for (int n = 0; n < count; n += kRows) {
-      const T* b = weight + n * stride + element;
-      float* to = c + n * kVectors * kLanes;
-      if (Dot::template kHolds<T> && whole && n + kRows <= count) {
-        block_product<Dot, kVectors>(layout, a, (const char*)b, b_stride, words, to, start > 0,
-                                     next);
-        next += words * kRows * sizeof(float);
-      } else {
-        for (int i = 0; i < kRows; ++i) {
-          const int64_t left = n + i < count ? layout.depth - element : 0;
-          stage_words<Dot>(b + (left > 0 ? i * stride : 0), left, words, staged[i],
-                           count * b_stride);
-        }
-        block_product<Dot, kVectors>(layout, a, (const char*)staged, sizeof(staged[0]), words, to,
-                                     start > 0, nullptr);
+    const T* b = weight + n * stride + element;
+    float* to = c + n * kVectors * kLanes;
+    if (Dot::template kHolds<T> && whole && n + kRows <= count) {
+      block_product<Dot, kVectors>(layout, a, (const char*)b, b_stride, words, to, start > 0, next);
+      next += words * kRows * sizeof(float);
+    } else {
+      for (int i = 0; i < kRows; ++i) {
+        const int64_t left = n + i < count ? layout.depth - element : 0;
+        stage_words<Dot>(b + (left > 0 ? i * stride : 0), left, words, staged[i], count * b_stride);
       }
+      block_product<Dot, kVectors>(layout, a, (const char*)staged, sizeof(staged[0]), words, to,
+                                   start > 0, nullptr);
+    }
+  };
+  if (kVectors == 1) {
+    for (int n = 0; n < count; n += kRows) {
+      for (int start = 0; start < layout.words; start += kChunkWords) product(start, n);
+    }
+  } else {
+    for (int start = 0; start < layout.words; start += kChunkWords) {
+      for (int n = 0; n < count; n += kRows) product(start, n);
     }
   }
 }

@@ -81,13 +81,34 @@ struct View {
   int64_t first_seen() const { return p.window > 0 ? seqlen + lowest_depth - p.window + 1 : 0; }
   int64_t seen_by_all() const { return p.window > 0 ? seqlen + highest_depth - p.window + 1 : 0; }
 
-  bool sees(int64_t row, int64_t slot) const {
-    const int64_t node = node_of(row), limit = depth[node] - p.window;
-    if (slot < seqlen) return p.window == 0 || slot - seqlen > limit;
-    const int64_t other = slot - seqlen, words = (p.nodes + 63) / 64;
-    if (other >= p.nodes) return false;
-    const bool related = ancestors[node * words + other / 64] >> (other % 64) & 1;
-    return related && (p.window == 0 || depth[other] > limit);
+  // Bit i: whether a row sees the slot begin + i, for i < 64.
+  uint64_t seen(int64_t row, int64_t begin) const {
+    const int64_t node = node_of(row), in_prefix = seqlen - begin;
+    const uint64_t bits = low_bits(in_prefix) | ancestor_bits(node, -in_prefix);
+    if (p.window == 0) return bits;
+    uint64_t near = 0;
+    for (int64_t i = 0; i < 64; ++i) {
+      if (!(bits >> i & 1)) continue;
+      const int64_t position = i < in_prefix ? i - in_prefix : depth[i - in_prefix];
+      near |= (uint64_t)(position > depth[node] - p.window) << i;
+    }
+    return near;
+  }
+
+  static uint64_t low_bits(int64_t count) {
+    return count <= 0 ? 0 : count >= 64 ? ~0ull : (1ull << count) - 1;
+  }
+
+  // 64 bits from bit `from` on, which may be negative, of the nodes on a node's path.
+  uint64_t ancestor_bits(int64_t node, int64_t from) const {
+    const int64_t words = (p.nodes + 63) / 64;
+    uint64_t bits = 0;
+    for (int64_t w = 0; w < words; ++w) {
+      const uint64_t word = ancestors[node * words + w];
+      const int64_t shift = w * 64 - from;
+      if (shift > -64 && shift < 64) bits |= shift < 0 ? word >> -shift : word << shift;
+    }
+    return bits & low_bits(p.nodes - from);
   }
 
   // The block that holds a slot, or -1.
@@ -103,7 +124,7 @@ struct View {
 template <typename C>
 struct Slots {
   const C *keys[kTileSlots], *values[kTileSlots + 1];
-  bool complete = true;
+  uint64_t present = 0;  // bits
 
   Slots(const View& view, int64_t begin, int count) {
     const TreeAttention& p = view.p;
@@ -117,7 +138,7 @@ struct Slots {
       const int64_t v = block * p.v_stride[0] + inside * p.v_stride[1];
       keys[i] = block < 0 ? nullptr : (const C*)p.k + k + view.task.kv_head * p.k_stride[2];
       values[i] = block < 0 ? nullptr : (const C*)p.v + v + view.task.kv_head * p.v_stride[2];
-      complete &= block >= 0;
+      present |= (uint64_t)(block >= 0) << i;
     }
     values[count] = nullptr;  // completes a pair
   }
@@ -191,23 +212,25 @@ DSPARK_INLINE Floats tanh(Floats x) {
   return select(x < 0.0f, -y, y);
 }
 
-// Sets the scores of slots that a row does not see to -inf.
-DSPARK_NOINLINE void hide_slots(const View& view, int64_t begin, int count, int row, float* scores,
-                                int stride) {
-  const int rows = view.rows - row < kLanes ? (int)(view.rows - row) : kLanes;
-  for (int i = 0; i < count; ++i) {
-    const bool present = view.block_of(begin + i) >= 0;
-    for (int lane = 0; lane < rows; ++lane) {
-      if (!present || !view.sees(row + lane, begin + i)) scores[i * stride + lane] = -kInfinity;
-    }
+// Sets the scores of slots that a row does not see, or that are absent, to -inf.
+DSPARK_NOINLINE void hide_slots(const View& view, int64_t begin, int count, uint64_t present,
+                                int row, float* scores, int stride) {
+  uint32_t bits[2][kLanes] = {};
+  for (int lane = 0; lane < kLanes && row + lane < view.rows; ++lane) {
+    const uint64_t seen = view.seen(row + lane, begin) & present;
+    bits[0][lane] = (uint32_t)seen, bits[1][lane] = (uint32_t)(seen >> 32);
+  }
+  for (int i = 0; i < count; ++i, scores += stride) {
+    const Words seen = load_as<Words>(bits[i / 32]) >> (i % 32) & 1;
+    store(scores, select((Ints)seen, load(scores), splat(-kInfinity)));
   }
 }
 
 // Scores of one vector of rows -> weights e^(score - maximum), as words of weighted_sums.
 template <typename Dot>
 DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, int count, int row,
-                                bool masked, float* scores, float* weights, int stride,
-                                float* maximum, float* sum, float* factor) {
+                                bool masked, uint64_t present, float* scores, float* weights,
+                                int stride, float* maximum, float* sum, float* factor) {
   const int limit = count * stride;
   const float softcap = view.p.softcap;
   if (softcap > 0 || scale <= 0) {
@@ -217,7 +240,7 @@ DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, in
     }
     scale = 1.0f;
   }
-  if (masked) hide_slots(view, begin, count, row, scores, stride);
+  if (masked) hide_slots(view, begin, count, present, row, scores, stride);
   Floats top = splat(-kInfinity);
   for (int i = 0; i < limit; i += stride) top = max(load(scores + i) * scale, top);
 
@@ -272,8 +295,8 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
     const Slots<C> slots(view, begin, count);
     const Keys keys = find_keys<Dot>(p, slots, count, layout.words, scratch.keys);
     pack_values<Dot>(p, slots.values, count, dim, scratch.values);
-    const bool masked =
-        !slots.complete || begin < view.seen_by_all() || begin + count > view.seqlen;
+    const bool masked = slots.present != View::low_bits(count) || begin < view.seen_by_all() ||
+                        begin + count > view.seqlen;
     for (int first = 0; first < layout.vectors; first += kMaxVectors) {
       const int vectors = layout.block_vectors(first), stride = vectors * kLanes;
       const float* a = scratch.query + layout.offset(first, 0);
@@ -287,9 +310,9 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
       alignas(64) float factor[kMaxVectors * kLanes];
       for (int m = 0; m < vectors; ++m) {
         const int row = (first + m) * kLanes;
-        softmax_tile<Dot>(view, scale, begin, count, row, masked, scratch.scores + m * kLanes,
-                          scratch.weights + m * kLanes, stride, partial.maximum + row,
-                          partial.sum + row, factor + m * kLanes);
+        softmax_tile<Dot>(view, scale, begin, count, row, masked, slots.present,
+                          scratch.scores + m * kLanes, scratch.weights + m * kLanes, stride,
+                          partial.maximum + row, partial.sum + row, factor + m * kLanes);
       }
       const int row = first * kLanes, left = (int)view.rows - row;
       const int rows = left < stride ? left : stride;
