@@ -48,7 +48,7 @@ def generate(
         room = drafting.max_nodes + drafting.max_depth + 1
         state = prefill(target, prompts, Sampling(), stop, max_new_tokens, room)
         first = state.root.tolist()
-        results = Results(len(prompts), max_new_tokens, stop, None)
+        results = Results([len(prompt) for prompt in prompts], max_new_tokens, stop, None)
         results.add_first(first)
     started = time.perf_counter()
     with clock("draft"):
@@ -81,9 +81,7 @@ def step(target, drafter: Drafter, max_depth: int, state: State, clock: Clock):
             max_depth=max_depth,
         )  # fmt: skip
         counts = counts.masked_fill(state.done, 0)
-        request = torch.arange(len(last), device=last.device)
-        state.hidden = hidden[request, last.long()]
-        state.features = None if features is None else features[request, last.long()]
+        state.keep(hidden, features, last)
         cache.seqlens += counts
         state.append(tokens, counts)
     with clock("host"):

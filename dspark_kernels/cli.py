@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
     command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
     command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
-    _model_options(command)
+    _decode_options(command)
 
     command = commands.add_parser("train", help="train a draft for a model by self-distillation")
     command.set_defaults(run=_train)
@@ -76,21 +76,40 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--name", default="decode", help="<DIR>/<NAME>_<device>.csv; default: %(default)s"
     )
-    _model_options(command)
+    _decode_options(command)
 
     command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
-    command.set_defaults(run=_bench_accept, num_nodes=64)
+    command.set_defaults(run=_bench_accept)
     command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
     command.add_argument("--limit", type=int, help="prompts per category at most")
     command.add_argument("--batch-size", type=int, default=8, help="of the target's continuations")
     command.add_argument("--continuations", help="folder which keeps them for the next draft")
     command.add_argument("--plot", help="PNG file: tokens per step over nodes")
+    _decode_options(command)
+    command.set_defaults(num_nodes=64)
+
+    command = commands.add_parser(
+        "profile", help="measure what a step costs here, for num_nodes='auto', and keep it"
+    )
+    command.set_defaults(run=_profile)
     _model_options(command)
 
     command = commands.add_parser("env", help="versions, and which backend serves each op")
     command.set_defaults(run=_env)
     command.add_argument("--json", action="store_true")
     return parser
+
+
+def _decode_options(command: argparse.ArgumentParser) -> None:
+    _model_options(command)
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument(
+        "--num-nodes",
+        type=_number_of_nodes,
+        default="auto",
+        help="tree nodes verified per step; 'auto' (default): as many as promise the most tokens/s",
+    )
+    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
@@ -104,10 +123,11 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--num-nodes", type=int, default=16, help="tree nodes verified per step")
-    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _number_of_nodes(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _decoder(arguments):
@@ -250,6 +270,22 @@ def _bench_accept(arguments) -> int:
         print(json.dumps(result))
     else:
         Console().print(accept.tables(result))
+    return 0
+
+
+def _profile(arguments) -> int:
+    from .profiling import profile, view
+
+    decoder = _decoder(arguments)
+    if decoder.draft is None:
+        raise ValueError("draft must be given to profile speculative decoding, got 'none'")
+    table = profile(decoder.target, decoder.draft)
+    path = table.save()
+    if arguments.json:
+        print(json.dumps({"path": str(path), **vars(table)}))
+    else:
+        Console().print(view(table))
+        print(f"kept in {path}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The command line, on a tiny model with a tokenizer of its own."""
 
 import json
+from pathlib import Path
 
 import pytest
 from tiny import tiny_draft, tiny_model, tiny_tokenizer
@@ -56,6 +57,18 @@ def test_generate_reads_stdin(folders, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin.read", lambda: "from a pipe", raising=False)
     assert run(folders, "generate", "-", "--json", "--no-baseline") == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == "from a pipe"
+
+
+def test_profile(folders, capsys):
+    models = ["--model", str(folders / "model"), "--draft", str(folders / "draft")]
+    assert main(["profile", *models, "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert len(table["pass_seconds"]) == len(table["contexts"])
+    assert json.loads(Path(table["path"]).read_text())["key"] == table["key"]
+    assert main(["profile", *models]) == 0
+    assert "a target pass, ms" in capsys.readouterr().out
+    assert main(["profile", *models[:2], "--draft", "none"]) == 2
+    assert "draft must be given" in capsys.readouterr().err
 
 
 def test_env(capsys):
