@@ -51,7 +51,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     if unknown := set(arguments.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    console, dtype = Console(width=150), getattr(torch, arguments.dtype)
+    console, dtype = Console(width=170), getattr(torch, arguments.dtype)
     device = arguments.device
 
     wrong = []

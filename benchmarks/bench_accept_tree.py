@@ -84,4 +84,5 @@ def cases(device, dtype):
             expected=expected,
             bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
             flops=0,
+            cold=True,
         )

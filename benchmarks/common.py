@@ -13,9 +13,8 @@ import torch
 
 from dspark_kernels.results import origin
 
-from .timing import extra_memory, interleaved
+from .timing import CACHE_BYTES, extra_memory, interleaved
 
-CACHE_BYTES = 128 * 2**20  # more than the last cache holds
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -31,6 +30,7 @@ class Case:
     bytes: int  # that must be read
     flops: int
     runs: int = 25
+    cold: bool = False  # empty the caches before each call: it reads little of its arguments
     compared: Callable = lambda output: output[0] if isinstance(output, tuple) else output
 
 
@@ -73,7 +73,8 @@ def measure(op: str, case: Case, device: str, dtype: torch.dtype, peaks) -> list
     del output, expected
     torch.compiler.reset()
     implementations = {"ours": case.ours, **case.baselines}
-    measured = interleaved(list(implementations.values()), buffers, case.runs, device)
+    functions = list(implementations.values())
+    measured = interleaved(functions, buffers, case.runs, device, case.cold)
     bandwidth, flops = peaks
     return [
         {

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+CACHE_BYTES = 128 * 2**20  # more than the last cache holds
+
 
 def synchronize(device: str) -> None:
     """Wait for the GPU, if it is one."""
@@ -76,13 +78,19 @@ class Times:
     launch: float | None  # of an eager call beyond the replay
 
 
-def interleaved(functions: list[Callable], buffers, runs: int, device: str) -> list[Times]:
-    """Time `runs` calls of every function, taking turns, on rotating buffers."""
+def interleaved(
+    functions: list[Callable], buffers, runs: int, device: str, cold: bool = False
+) -> list[Times]:
+    """Time `runs` calls of every function, taking turns, on rotating buffers.
+
+    cold: empty the caches before each call.
+    """
     prepared = [Calls.of(function, buffers, device) for function in functions]
-    times = _in_turn([calls.replayed or calls.eager for calls in prepared], runs, device)
+    scratch = torch.zeros(CACHE_BYTES if cold else 0, dtype=torch.int8, device=device)
+    times = _in_turn([calls.replayed or calls.eager for calls in prepared], runs, device, scratch)
     eager = None
     if device == "cuda":
-        eager = _in_turn([calls.eager for calls in prepared], runs, device)
+        eager = _in_turn([calls.eager for calls in prepared], runs, device, scratch)
     result = []
     for place, (calls, record) in enumerate(zip(prepared, times, strict=True)):
         fifths = statistics.quantiles(record, n=5, method="inclusive")
@@ -94,10 +102,13 @@ def interleaved(functions: list[Callable], buffers, runs: int, device: str) -> l
     return result
 
 
-def _in_turn(functions: list[list[Callable]], runs: int, device: str) -> list[list[float]]:
+def _in_turn(
+    functions: list[list[Callable]], runs: int, device: str, scratch: torch.Tensor
+) -> list[list[float]]:
     times = [[] for _ in functions]
     for run in range(-2, runs):
         for calls, record in zip(functions, times, strict=True):
+            scratch.add_(1)
             taken = timed_call(calls[run % len(calls)], device)
             if run >= 0:
                 record.append(taken)
