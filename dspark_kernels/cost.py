@@ -38,9 +38,11 @@ class CostTable:
         """
         curves = [_line(batch * num_nodes, self.tokens, row) for row in self.pass_seconds]
         seconds = _line(context, self.contexts, curves)
-        if num_nodes > 1:
-            seconds += _line(batch, self.batches, self.draft_seconds)
-        return seconds
+        return seconds + (self.draft(batch) if num_nodes > 1 else 0.0)
+
+    def draft(self, batch: int) -> float:
+        """Seconds of a draft."""
+        return _line(batch, self.batches, self.draft_seconds)
 
     def save(self) -> Path:
         """Keep the table where `table_path` says; readers see the old one or the new one."""

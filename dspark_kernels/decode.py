@@ -200,6 +200,7 @@ def generate(
         target, prompts, max_new_tokens, num_nodes if fixed else num_nodes.max_nodes, sync_every
     )
     scheduler = Scheduler((num_nodes,)) if fixed else num_nodes
+    scheduler.begin()
     session = session or Session()
     clock = Clock(target.device)
     room = scheduler.max_nodes + max_depth(draft) + 1
@@ -266,7 +267,7 @@ class _Loop:
     def _choose(self, scores: torch.Tensor) -> int:
         """On the CPU the scores of this tree decide; on a GPU those which were looked at last."""
         if not self.graphs.cuda:
-            self.scheduler.choose(scores.numpy(), self.results.running, self.results.context)
+            self.scheduler.choose(scores.numpy(), self.results.remaining, self.results.context)
         return self.scheduler.num_nodes
 
     def look(self, launched: _Launched, seconds: float) -> None:
@@ -278,8 +279,8 @@ class _Loop:
         if launched.drafted:
             scores = outcome.scores.numpy()
             predicted = scheduler.observe(num_nodes, scores, outcome.path_scores.numpy(), running)
-            if self.graphs.cuda:
-                scheduler.choose(scores, running, results.context)
+            if self.graphs.cuda and running.any():
+                scheduler.choose(scores, results.remaining, results.context)
         results.add_step(outcome.tokens.tolist(), outcome.counts.tolist(), outcome.nodes.tolist())
         observed = float(outcome.counts.numpy()[running].sum())
         results.statistics.record_choice(num_nodes, predicted, observed, seconds)

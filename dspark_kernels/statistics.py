@@ -187,6 +187,11 @@ class Results:
         return not self.running.any()
 
     @property
+    def remaining(self) -> np.ndarray:
+        """Tokens which each request may still emit, 0 for a finished one: int64 [B]."""
+        return self.running * (self._limit - np.array([len(tokens) for tokens in self.tokens]))
+
+    @property
     def context(self) -> float:
         """Mean length of the requests so far, their prompts included."""
         return (self._prompt_tokens + self.statistics.tokens) / len(self.tokens)
