@@ -7,7 +7,6 @@ TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits
 TREE_TESTS := $(call test_of,accept_tree chain_reject context_lookup glm_tree typical_accept)
 CPU_TESTS := $(call test_of,fused_linear rotary_append)
 DECODE := --dtype bfloat16 --limit 2 --csv benchmarks/results
-NODES := plain ours:4 ours:8 ours:16 ours:32 ours:64
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
@@ -32,7 +31,7 @@ sanitize: $(VENV)/built
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --csv benchmarks/results
 	$(BIN)/python -m benchmarks.decode $(DECODE)
-	$(BIN)/python -m benchmarks.decode $(DECODE) --name nodes --limit 1 --methods $(NODES)
+	$(BIN)/python -m benchmarks.schedule --limit 1 --csv benchmarks/results
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
 

@@ -1,8 +1,8 @@
 """Everything that only a GPU can tell, in under 9 minutes: python -m benchmarks.gpu_check
 
 Builds the native library, runs the tests of every op and of the captured step on the GPU, runs
-compute-sanitizer over one small call of each op, and measures the ops and a step of 7B-class models
-- only if all tests passed. Needs torch, Triton, nvcc, transformers and pytest.
+compute-sanitizer over one small call of each op, and measures the ops, the captured step and a step
+of 7B-class models - only if all tests passed. Needs torch, Triton, nvcc, transformers and pytest.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def steps(results):
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             yield Step(tool, sanitizer(tool), 100, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    yield Step("graph", [sys.executable, "-m", "benchmarks.step_graph"], 120)
+    yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 120)
     yield Step("benchmarks", bench, 300)
     step = [sys.executable, "-m", "benchmarks.bench_step", "--config", *STEP_CONFIGS]
     yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 150)

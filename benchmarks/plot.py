@@ -97,15 +97,12 @@ def speedup_by_category(folder: Path, device: str):
 
 
 def _sweep(folder: Path, device: str) -> list[dict]:
-    """Rows of `ours:NODES` over all categories, batch 1, by nodes."""
-    rows = read(folder / f"nodes_{device}.csv")
-    rows = [row for row in rows if row["category"] == "total" and row["batch_size"] == 1]
-    found = [
-        row | {"nodes": int(row["method"].partition(":")[2])}
-        for row in rows
-        if row["method"].startswith("ours:") and row["method"][5:].isdecimal()
+    """Rows of fixed numbers of nodes over all categories, batch 1, of `benchmarks.schedule`."""
+    return [
+        row | {"step_milliseconds": 1e3 * row["tokens_per_step"] / row["tokens_per_second"]}
+        for row in read(folder / f"schedule_batch1_{device}.csv")
+        if row["category"] == "total" and row["num_nodes"] != "auto"
     ]
-    return sorted(found, key=lambda row: row["nodes"])
 
 
 def _over_nodes(folder, device, title, field, label, colour):
@@ -113,7 +110,7 @@ def _over_nodes(folder, device, title, field, label, colour):
     if not rows:
         return None
     figure, axes = new_figure(title, rows[0])
-    nodes = [row["nodes"] for row in rows]
+    nodes = [int(row["num_nodes"]) for row in rows]
     axes.plot(nodes, [row[field] for row in rows], "o-", color=colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(nodes, [str(count) for count in nodes])
@@ -136,19 +133,6 @@ def step_time_over_nodes(folder: Path, device: str):
     title = "Time of a step over the node budget"
     label = "milliseconds per step"
     return _over_nodes(folder, device, title, "step_milliseconds", label, "tab:orange")
-
-
-@picture
-def tokens_per_second_over_nodes(folder: Path, device: str):
-    """Tokens per second over the node budget; the scheduler's own choice as a line, if measured."""
-    title, label = "Tokens per second over the node budget", "tokens per second"
-    figure = _over_nodes(folder, device, title, "tokens_per_second", label, "tab:green")
-    for row in read(folder / f"nodes_{device}.csv"):
-        if row["category"] == "total" and row["method"] == "ours:auto" and figure:
-            axes = figure.axes[0]
-            axes.axhline(row["tokens_per_second"], linestyle="--", label="chosen by the scheduler")
-            axes.legend(fontsize=8)
-    return figure
 
 
 @picture

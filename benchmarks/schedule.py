@@ -1,4 +1,4 @@
-"""The scheduler beside every fixed number of nodes: python -m benchmarks.schedule --prompts FILE
+"""The scheduler beside every fixed number of nodes: python -m benchmarks.schedule [--csv DIR]
 
 Each group of prompts is decoded greedily with every setting in turn, in an order that rotates, so
 that a change of the machine's speed falls on all of them. Decoding time only, prefill excluded.
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from dspark_kernels.bench import read_prompts
+from dspark_kernels.bench import DEFAULT_PROMPTS, read_prompts
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.prompts import encode
 from dspark_kernels.results import origin, write_csv
@@ -120,20 +120,20 @@ def plot(tallies: dict, path: Path, title: str) -> None:
 
 
 def rows_of(tallies: dict, batch_size: int) -> list[dict]:
-    """The rows of the CSV: one per category and setting."""
+    """One row per category and setting."""
+    place = {"dtype": "bfloat16", **origin("cpu")}
     return [
-        {
-            "category": name, "batch_size": batch_size, "num_nodes": setting, **tally.row(),
-            "dtype": "bfloat16", **origin("cpu"),
-        }
+        {"category": name, "batch_size": batch_size, "num_nodes": setting, **tally.row(), **place}
         for name, by_setting in tallies.items()
         for setting, tally in by_setting.items()
-    ]  # fmt: skip
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", required=True, help="JSON lines with prompt and category")
+    parser.add_argument(
+        "--prompts", default=DEFAULT_PROMPTS, help="JSON lines with prompt and category"
+    )
     parser.add_argument("--limit", type=int, default=12, help="prompts per category at most")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=128)

@@ -78,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _decode_options(command)
 
+    command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
+    command.set_defaults(run=_bench_accept)
+    command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
+    command.add_argument("--limit", type=int, help="prompts per category at most")
+    command.add_argument("--batch-size", type=int, default=8, help="of the target's continuations")
+    command.add_argument("--continuations", help="folder which keeps them for the next draft")
+    command.add_argument("--plot", help="PNG file: tokens per step over nodes")
+    _decode_options(command)
+    command.set_defaults(num_nodes=64)
+
     command = commands.add_parser(
         "profile", help="measure what a step costs here, for num_nodes='auto', and keep it"
     )
@@ -237,6 +247,29 @@ def _bench_decode(arguments) -> int:
         console = Console(width=max(110, Console().width))
         console.print(*bench.tables(result), sep="\n")
         print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    return 0
+
+
+def _bench_accept(arguments) -> int:
+    from . import accept, bench
+
+    prompts = bench.read_prompts(arguments.prompts, arguments.limit)
+    decoder = _decoder(arguments)
+    if decoder.draft is None:
+        raise ValueError("draft must be a folder, a hub id or 'auto': there is none to measure")
+    items = accept.continuations(
+        decoder, prompts, arguments.max_new_tokens, arguments.batch_size, arguments.continuations
+    )
+    draft = decoder.draft_model.bind(
+        decoder.target.embedding.float().cpu(), decoder.target.lm_head.float().cpu()
+    )
+    result = accept.accept(draft, items, arguments.num_nodes, arguments.min_score)
+    if arguments.plot:
+        accept.plot(result, arguments.plot)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        Console().print(accept.tables(result))
     return 0
 
 

@@ -72,15 +72,18 @@ def candidates(draft, state: State) -> dict:
 
 
 def propose(
-    draft, state: State, max_nodes: int, min_score: float, choose: Choice | None = None
-) -> tuple[DraftTree, torch.Tensor]:
+    draft, state: State, max_nodes: int, min_score: float, choose: Choice | None = None,
+    clock=no_clock,
+) -> tuple[DraftTree, torch.Tensor]:  # fmt: skip
     """The tree of this step, and the scores [B, max_nodes] which `choose` cut it by."""
-    found = candidates(draft, state)
-    tree = glm_tree(**found, num_nodes=max_nodes, min_score=min_score)
-    scores = tree.scores
-    num_nodes = max_nodes if choose is None else choose(scores)
-    if num_nodes < max_nodes:  # the same best nodes, fewer of them
-        tree = glm_tree(**found, num_nodes=num_nodes, min_score=min_score)
+    with clock("draft"):
+        found = candidates(draft, state)
+    with clock("gate"):
+        tree = glm_tree(**found, num_nodes=max_nodes, min_score=min_score)
+        scores = tree.scores
+        num_nodes = max_nodes if choose is None else choose(scores)
+        if num_nodes < max_nodes:  # the same best nodes, fewer of them
+            tree = glm_tree(**found, num_nodes=num_nodes, min_score=min_score)
     return tree, scores
 
 
@@ -121,8 +124,7 @@ def step(
     """
     if draft is None:
         return verify(target, state, chain(state.root[:, None]), 0, clock)[0]
-    with clock("draft"):
-        tree, scores = propose(draft, state, num_nodes, min_score, choose)
+    tree, scores = propose(draft, state, num_nodes, min_score, choose, clock)
     outcome, _drawn = verify(target, state, tree, max_depth(draft), clock)
     return outcome._replace(scores=scores)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-PHASES = ("prefill", "draft", "verify", "draw", "accept", "host")
+PHASES = ("prefill", "draft", "gate", "verify", "draw", "accept", "host")
 
 
 class Clock:

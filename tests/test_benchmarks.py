@@ -88,10 +88,8 @@ def test_pictures(tmp_path, monkeypatch):
         for m in ("ours", "plain", "generate")
     ]
     write_csv(tmp_path / "decode_cpu.csv", rows)
-    sweep = [
-        {"category": "total", "method": f"ours:{n}"} | figures | where for n in ("4", "16", "auto")
-    ]
-    write_csv(tmp_path / "nodes_cpu.csv", sweep)
+    sweep = [{"category": "total", "num_nodes": n} | figures | where for n in (4, 16, "auto")]
+    write_csv(tmp_path / "schedule_batch1_cpu.csv", sweep)
     phases = [
         {"batch_size": 1, "method": m, "phase": p, "milliseconds": 1.0} | where
         for m in ("ours", "plain")

@@ -101,3 +101,18 @@ def test_bad_input_is_one_sentence(folders, capsys, arguments, message):
     assert captured.err.strip().splitlines()[-1].startswith("dspark: error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_bench_accept(folders, capsys, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"bees {n}", "category": "ab"[n % 2]} for n in range(4)]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    options = ("--prompts", str(prompts), "--limit", "1", "--num-nodes", "8")
+    picture = tmp_path / "plot.png"
+    assert run(folders, "bench accept", *options, "--json", "--plot", str(picture)) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["prompts"] == 2 and picture.exists()
+    assert run(folders, "bench accept", *options) == 0
+    assert "tokens per step, by nodes" in capsys.readouterr().out
+    assert run(folders, "bench accept", *options, "--draft", "none") == 2
+    assert "there is none to measure" in capsys.readouterr().err

@@ -165,7 +165,15 @@ def test_streaming_and_statistics_agree_with_the_result(decoder):
     assert statistics.steps == sum(len(parts) - 1 for parts in seen) == sum(statistics.accepted)
     assert statistics.tokens == sum(map(len, out.tokens)) - len(PROMPTS)
     assert statistics.acceptance_by_depth == sorted(statistics.acceptance_by_depth, reverse=True)
-    assert set(statistics.seconds) == {"prefill", "draft", "verify", "draw", "accept", "host"}
+    assert set(statistics.seconds) == {
+        "prefill",
+        "draft",
+        "gate",
+        "verify",
+        "draw",
+        "accept",
+        "host",
+    }
 
 
 @pytest.mark.parametrize("length", [1, 2, 37])

@@ -107,8 +107,10 @@ def _method(name: str):
 
 @_method("ours")
 def _ours(decoder, argument, options):
-    nodes = {"num_nodes": _number("ours", argument)} if argument else {}
-    return Ours(decoder, **(options | nodes))
+    if argument:
+        nodes = argument if argument == "auto" else _number("ours", argument)
+        options = options | {"num_nodes": nodes}
+    return Ours(decoder, **options)
 
 
 @_method("plain")

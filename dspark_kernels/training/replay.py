@@ -19,20 +19,25 @@ class Replay:
 
     category: str
     accepted: dict[str, torch.Tensor]  # budget -> int64 [tokens - 1]
-    scores: torch.Tensor  # [tokens - 1, P], score of the true path's node by depth, 0 outside
-    depths: torch.Tensor  # int64 [tokens - 1], depth reached at the largest budget
+    nodes: dict[str, torch.Tensor]  # budget -> int64 [tokens - 1], nodes of the tree, root included
+
+    def steps(self, budget: str) -> list[int]:
+        """The positions at which the steps of a run start."""
+        accepted = self.accepted[budget].tolist()
+        positions, position = [], 0
+        while position < len(accepted):
+            positions.append(position)
+            position += accepted[position] + 1
+        return positions
 
     def tokens_and_steps(self, budget: str) -> tuple[int, int]:
         """Tokens emitted after the first one, and the steps that took."""
-        accepted = self.accepted[budget].tolist()
-        position = steps = 0
-        while position < len(accepted):
-            position += accepted[position] + 1
-            steps += 1
-        return len(accepted), steps
+        return len(self.accepted[budget]), len(self.steps(budget))
 
 
-def propose(draft: BoundDraft, item: Continuation, positions, num_nodes: int, lookup: bool):
+def propose(
+    draft: BoundDraft, item: Continuation, positions, num_nodes: int, lookup: bool, min_score=0.0
+):
     """The DraftTree drafted behind the tokens at `positions` (int64 [B])."""
     tokens = torch.tensor(item.tokens)
     states = item.states[positions].to(draft.vocab_weight.dtype)
@@ -51,7 +56,7 @@ def propose(draft: BoundDraft, item: Continuation, positions, num_nodes: int, lo
         ids.view(batch, heads, -1), keys.view(batch, heads, -1), logsumexp.view(batch, heads),
         draft.gates(head_states), root, draft.table_in, draft.table_out, draft.mix,
         draft.depth_scale, num_nodes, calibration=draft.calibration, paths=paths,
-        path_scores=path_scores,
+        path_scores=path_scores, min_score=min_score,
     )  # fmt: skip
 
 
@@ -69,37 +74,55 @@ def future_tokens(item: Continuation, positions, depths: int):
 
 
 @torch.no_grad()
-def replay(draft: BoundDraft, item: Continuation, budgets=(8, 16, 32, 64), lookup=True) -> Replay:
+def replay(
+    draft: BoundDraft,
+    item: Continuation,
+    budgets=(8, 16, 32, 64),
+    lookup=True,
+    min_score=0.0,
+    bounds=(),
+) -> Replay:
     """Draft behind every token of a continuation, and see how far its future gets in each tree.
 
     budgets: numbers of nodes, root included. The budget "chain" follows the best child only.
+    min_score: as for `glm_tree`. bounds: a budget "score >= m" for each of these scores, within the
+    largest number of nodes.
     """
     count, largest = len(item.tokens) - 1, max(budgets)
     positions = torch.arange(count)
     future = future_tokens(item, positions, draft.max_depth)
-    tree = propose(draft, item, positions, largest, lookup)
-    tokens, parents, scores = tree.tokens, tree.parents, tree.scores
-    slots = torch.arange(largest)
-    used = slots < tree.num_nodes[:, None]
-    order = torch.where(used, scores, -1.0).argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(dim=1)
+    tree = propose(draft, item, positions, largest, lookup, min_score)
+    tokens, parents = tree.tokens, tree.parents
+    used = torch.arange(largest) < tree.num_nodes[:, None]
+    scores = torch.where(used, tree.scores, -1.0)
+    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    inside = {"chain": best_chain(tree)}
+    inside |= {str(budget): used & (rank < budget) for budget in budgets}
+    inside |= {f"score >= {least}": scores >= least for least in bounds}
+    alive = {name: torch.ones(count, dtype=torch.bool) for name in inside}
+    accepted = {name: torch.zeros(count, dtype=torch.int64) for name in inside}
     rows, current = torch.arange(count), torch.zeros(count, dtype=torch.int64)
-    alive = {name: torch.ones(count, dtype=torch.bool) for name in ["chain", *map(str, budgets)]}
-    accepted = {name: torch.zeros(count, dtype=torch.int64) for name in alive}
-    path_scores = torch.zeros(count, draft.max_depth)
     for depth in range(draft.max_depth):
-        children = (parents == current[:, None]) & used
-        best = torch.where(children, scores, -1.0).argmax(dim=1)
-        match = children & (tokens == future[:, depth, None])
-        node = match.int().argmax(dim=1)
-        found = match.any(dim=1)
-        for name in alive:
-            inside = node == best if name == "chain" else rank[rows, node] < int(name)
-            alive[name] = alive[name] & found & inside
+        match = (parents == current[:, None]) & used & (tokens == future[:, depth, None])
+        node, found = match.int().argmax(dim=1), match.any(dim=1)
+        for name, kept in inside.items():
+            alive[name] &= found & kept[rows, node]
             accepted[name] += alive[name]
-        path_scores[:, depth] = torch.where(alive[str(largest)], scores[rows, node], 0.0)
         current = torch.where(found, node, -2)
-    return Replay(item.category, accepted, path_scores, accepted[str(largest)])
+    return Replay(item.category, accepted, {name: kept.sum(1) for name, kept in inside.items()})
+
+
+def best_chain(tree) -> torch.Tensor:
+    """Which nodes lie on the path from the root along best children: bool [B, N]."""
+    parents = tree.parents.long()
+    chain = torch.zeros_like(parents, dtype=torch.bool)
+    chain[:, 0] = True  # children are sorted, so the first one is the best
+    for node in range(1, parents.shape[1]):
+        parent = parents[:, node]
+        first = ~(parents[:, :node] == parent[:, None]).any(1)
+        on_chain = chain.gather(1, parent.clamp(min=0)[:, None])[:, 0]
+        chain[:, node] = (parent >= 0) & first & on_chain
+    return chain
 
 
 def tokens_per_step(replays: list[Replay]) -> dict[str, dict[str, float]]:
