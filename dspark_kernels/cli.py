@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
     command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
     command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
-    _model_options(command)
+    _decode_options(command)
 
     command = commands.add_parser("train", help="train a draft for a model by self-distillation")
     command.set_defaults(run=_train)
@@ -60,24 +62,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = bench.add_parser("decode", help="speed and tokens per step against transformers")
     command.set_defaults(run=_bench_decode)
-    command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
+    command.add_argument(
+        "--prompts", help="JSON lines with `prompt` and `category`; default: a few of our own"
+    )
     command.add_argument("--limit", type=int, help="prompts per category at most")
-    command.add_argument("--batch-size", type=int, default=1)
+    command.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="B")
+    command.add_argument(
+        "--methods", nargs="+", default=["ours", "generate"], metavar="METHOD",
+        help="of ours[:NODES], plain (ours, one token per step), generate, "
+        "prompt-lookup[:TOKENS], assisted[:MODEL or layers of an early exit]",
+    )  # fmt: skip
+    command.add_argument("--csv", type=Path, metavar="DIR", help="write the rows there too")
+    command.add_argument(
+        "--name", default="decode", help="<DIR>/<NAME>_<device>.csv; default: %(default)s"
+    )
+    _decode_options(command)
+
+    command = commands.add_parser(
+        "profile", help="measure what a step costs here, for num_nodes='auto', and keep it"
+    )
+    command.set_defaults(run=_profile)
     _model_options(command)
 
     command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
-    command.set_defaults(run=_bench_accept, num_nodes=64)
+    command.set_defaults(run=_bench_accept)
     command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
     command.add_argument("--limit", type=int, help="prompts per category at most")
     command.add_argument("--batch-size", type=int, default=8, help="of the target's continuations")
     command.add_argument("--continuations", help="folder which keeps them for the next draft")
     command.add_argument("--plot", help="PNG file: tokens per step over nodes")
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--num-nodes", type=int, default=64, help="the largest tree")
     _model_options(command)
 
     command = commands.add_parser("env", help="versions, and which backend serves each op")
     command.set_defaults(run=_env)
     command.add_argument("--json", action="store_true")
     return parser
+
+
+def _decode_options(command: argparse.ArgumentParser) -> None:
+    _model_options(command)
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument(
+        "--num-nodes",
+        type=_number_of_nodes,
+        default="auto",
+        help="tree nodes verified per step; 'auto' (default): as many as promise the most tokens/s",
+    )
+    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
@@ -91,10 +124,11 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--num-nodes", type=int, default=16, help="tree nodes verified per step")
-    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _number_of_nodes(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _decoder(arguments):
@@ -142,15 +176,24 @@ def _generate(arguments) -> int:
         "statistics": out.statistics.as_dict(),
     }
     if not arguments.no_baseline:
-        from .bench import plain
-
-        plain(decoder, [ids], short)
-        name, tokens, seconds = plain(decoder, [ids], options)
+        name, plain = _baseline(decoder, options)
+        plain([ids], short["max_new_tokens"])
+        start = time.perf_counter()
+        tokens = plain([ids], arguments.max_new_tokens).tokens[0]
         result["baseline"] = name
-        result["baseline_tokens_per_second"] = len(tokens[0]) / seconds
-        result["identical"] = tokens[0] == out.tokens[0]
+        result["baseline_tokens_per_second"] = len(tokens) / (time.perf_counter() - start)
+        result["identical"] = tokens == out.tokens[0]
     print(json.dumps(result) if arguments.json else _summary(result))
     return 0
+
+
+def _baseline(decoder, options: dict):
+    """Plain decoding: transformers' generate; sampling: ours, since generate has other noise."""
+    from .bench import Generate, Ours
+
+    if options["temperature"] == 0:
+        return "transformers generate", Generate(decoder)
+    return "plain sampling", Ours(decoder, **(options | {"speculative": False}))
 
 
 def _summary(result: dict) -> str:
@@ -178,20 +221,49 @@ def _train(arguments) -> int:
 
 def _bench_decode(arguments) -> int:
     from . import bench
+    from .prompts import encode
+    from .results import origin
 
-    prompts = bench.read_prompts(arguments.prompts, arguments.limit)
-    result = bench.decode(
-        _decoder(arguments),
-        prompts,
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        num_nodes=arguments.num_nodes,
-        min_score=arguments.min_score,
-    )
+    records = bench.read_prompts(arguments.prompts or bench.DEFAULT_PROMPTS, arguments.limit)
+    decoder = _decoder(arguments)
+    options = {"num_nodes": arguments.num_nodes, "min_score": arguments.min_score}
+    methods = bench.make_methods(arguments.methods, decoder, options)
+    prompts = {record["category"]: [] for record in records}
+    for record in records:
+        prompts[record["category"]].append(encode(record, decoder.tokenizer))
+    result = bench.Comparison()
+    for batch_size in arguments.batch_size:
+        result += bench.compare(
+            methods, prompts, batch_size=batch_size, max_new_tokens=arguments.max_new_tokens
+        )
+    setting = {
+        "model": arguments.model, "dtype": arguments.dtype,
+        "max_new_tokens": arguments.max_new_tokens, **origin(arguments.device),
+    }  # fmt: skip
+    if arguments.csv:
+        result.write(arguments.csv, f"{arguments.name}_{arguments.device}", setting)
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(setting | asdict(result)))
     else:
-        Console().print(bench.tables(result))
+        console = Console(width=max(110, Console().width))
+        console.print(*bench.tables(result), sep="\n")
+        print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    return 0
+
+
+def _profile(arguments) -> int:
+    from .profiling import profile, view
+
+    decoder = _decoder(arguments)
+    if decoder.draft is None:
+        raise ValueError("draft must be given to profile speculative decoding, got 'none'")
+    table = profile(decoder.target, decoder.draft)
+    path = table.save()
+    if arguments.json:
+        print(json.dumps({"path": str(path), **vars(table)}))
+    else:
+        Console().print(view(table))
+        print(f"kept in {path}")
     return 0
 
 
@@ -208,7 +280,7 @@ def _bench_accept(arguments) -> int:
     draft = decoder.draft_model.bind(
         decoder.target.embedding.float().cpu(), decoder.target.lm_head.float().cpu()
     )
-    result = accept.accept(draft, items, arguments.num_nodes, arguments.min_score)
+    result = accept.accept(draft, items, arguments.num_nodes)
     if arguments.plot:
         accept.plot(result, arguments.plot)
     if arguments.json:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,11 +13,21 @@ from . import __version__, _library
 PACKAGES = ("torch", "triton", "numpy", "transformers", "safetensors")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def device_name(device: str) -> str:
+    """The model of the GPU ("cuda") or of this computer's processor ("cpu")."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def environment() -> dict:
@@ -25,7 +36,7 @@ def environment() -> dict:
     return {
         "dspark_kernels": __version__,
         "python": platform.python_version(),
-        "packages": {package: _version(package) for package in PACKAGES},
+        "packages": {package: version_of(package) for package in PACKAGES},
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "native_library": str(_library.NATIVE_PATH) if _library.NATIVE_PATH else "not built",

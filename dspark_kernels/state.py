@@ -8,10 +8,16 @@ from .cache import KVCache
 from .ops.tree_attention import MAX_NODES
 from .sampling import DrawTensors
 
+CAPACITY_UNIT = 256  # tokens; a state serves all calls whose longest request rounds up to it
+
 
 @dataclass
 class State:
-    """Everything a step reads and updates; B requests, all tensors of fixed shape."""
+    """Everything a step reads and updates in place; B requests, all tensors of fixed shape.
+
+    New prompts, finished requests and changed lengths are values in these tensors, so that a step
+    captured over them (`graph`) serves them all.
+    """
 
     cache: KVCache
     history: torch.Tensor  # int64 [B, S]: prompt and emitted tokens; the last one is the root
@@ -23,6 +29,58 @@ class State:
     limit: torch.Tensor  # int32 [B], length at which a request ends
     done: torch.Tensor  # bool [B]
 
+    @classmethod
+    def empty(cls, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> "State":
+        """Buffers for requests of `capacity` tokens, rounded up, that draw like `sampling`."""
+        device, width = target.device, target.lm_head.shape[1]
+        capacity = -(-capacity // CAPACITY_UNIT) * CAPACITY_UNIT
+
+        def zeros(*shape, dtype=torch.int32):
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        layers = len(target.feature_layers)
+        return cls(
+            cache=target.new_cache(batch, capacity),
+            history=zeros(batch, capacity, dtype=torch.int64),
+            lengths=zeros(batch),
+            hidden=zeros(batch, width, dtype=target.dtype),
+            features=zeros(batch, layers * width, dtype=target.dtype) if layers else None,
+            sampling=DrawTensors(*(None if part is None else part.clone() for part in sampling)),
+            stop=zeros(stops, dtype=torch.int64),
+            limit=zeros(batch),
+            done=zeros(batch, dtype=torch.bool),
+        )
+
+    def fits(self, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> bool:
+        """Whether these buffers can take such requests of the same target."""
+        return (
+            self.history.shape[0] == batch
+            and self.history.shape[1] >= capacity
+            and len(self.stop) == stops
+            and [part is None for part in self.sampling] == [part is None for part in sampling]
+        )
+
+    def load(self, prompts, sampling: DrawTensors, stop, max_new_tokens: int) -> None:
+        """Take new requests: their prompts become the history, the cache is empty."""
+        longest = max(len(prompt) for prompt in prompts)
+        rows = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+        self.history[:, :longest].copy_(rows)
+        self.lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
+        self.limit.copy_(self.lengths + max_new_tokens)
+        self.stop.copy_(torch.tensor(sorted(stop), dtype=torch.int64))
+        self.cache.seqlens.zero_()
+        self.done.zero_()
+        for held, given in zip(self.sampling, sampling, strict=True):
+            if held is not None:
+                held.copy_(given)
+
+    def keep(self, hidden: torch.Tensor, features: torch.Tensor | None, index: torch.Tensor):
+        """Keep the states [B, N, D] and features [B, N, F] of each request's node `index` [B]."""
+        request = torch.arange(len(index), device=index.device)
+        self.hidden.copy_(hidden[request, index.long()])
+        if features is not None:
+            self.features.copy_(features[request, index.long()])
+
     @property
     def root(self) -> torch.Tensor:
         """The last emitted token of each request, int64 [B]; its K/V is not in the cache yet."""
@@ -33,7 +91,8 @@ class State:
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         self.history.scatter_(1, self.lengths.long()[:, None] + columns, tokens)
         self.lengths += counts
-        ended = (torch.isin(tokens, self.stop) & (columns < counts[:, None])).any(dim=1)
+        is_stop = (tokens[:, :, None] == self.stop).any(dim=2)
+        ended = (is_stop & (columns < counts[:, None])).any(dim=1)
         self.done |= ended | (self.lengths >= self.limit)
 
 

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 PHASES = ("prefill", "draft", "verify", "draw", "accept", "host")
 
 
 class Clock:
-    """Time per phase without stopping the host: CUDA events on a GPU, else a monotonic clock."""
+    """Time per phase without stopping the host: CUDA events on a GPU, else a monotonic clock.
+
+    The phases of a captured step cannot be told apart: they are the phase "graph".
+    """
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
@@ -28,7 +32,7 @@ class Clock:
     def __call__(self, phase: str):
         start = self._mark()
         yield
-        self.spans[phase].append((start, self._mark()))
+        self.spans.setdefault(phase, []).append((start, self._mark()))
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase so far."""
@@ -39,6 +43,31 @@ class Clock:
                 for phase, spans in self.spans.items()
             }
         return {phase: sum(end - start for start, end in s) for phase, s in self.spans.items()}
+
+
+def no_clock(phase: str):
+    """A clock that measures nothing."""
+    return nullcontext()
+
+
+@dataclass
+class Choice:
+    """The steps of the batch that verified one number of nodes, tokens of all requests together."""
+
+    steps: int = 0
+    predicted: float = 0.0  # tokens expected from the corrected scores
+    observed: float = 0.0  # tokens accepted, the bonus included
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict:
+        """Means over these steps, for JSON: the predicted tokens per second are the reason."""
+        return {
+            "steps": self.steps,
+            "predicted_tokens": self.predicted / self.steps,
+            "observed_tokens": self.observed / self.steps,
+            "seconds": self.seconds / self.steps,
+            "predicted_tokens_per_second": self.predicted / self.seconds,
+        }
 
 
 @dataclass
@@ -56,6 +85,7 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, see PHASES
     decode_seconds: float = 0.0  # wall time of all steps
+    choices: dict[int, Choice] = field(default_factory=dict)  # by nodes chosen for the step
 
     def record(self, emitted: int, accepted: int, nodes: int) -> None:
         """Count one step of one request."""
@@ -64,6 +94,24 @@ class Statistics:
         self.nodes += nodes
         self.accepted += [0] * (accepted + 1 - len(self.accepted))
         self.accepted[accepted] += 1
+
+    def record_choice(self, num_nodes: int, predicted: float, observed: float, seconds: float):
+        """Count one step of the batch under the number of nodes that was chosen for it."""
+        choice = self.choices.setdefault(num_nodes, Choice())
+        choice.steps += 1
+        choice.predicted += predicted
+        choice.observed += observed
+        choice.seconds += seconds
+
+    @property
+    def predicted_tokens_per_step(self) -> float:
+        """What the scores promised, to be compared with `observed_tokens_per_step`."""
+        return sum(choice.predicted for choice in self.choices.values()) / max(self.steps, 1)
+
+    @property
+    def observed_tokens_per_step(self) -> float:
+        """Tokens per step of one request, those behind a stop token or the limit included."""
+        return sum(choice.observed for choice in self.choices.values()) / max(self.steps, 1)
 
     @property
     def tokens_per_step(self) -> float:
@@ -102,6 +150,9 @@ class Statistics:
             "acceptance_by_depth": self.acceptance_by_depth,
             "seconds": self.seconds,
             "decode_seconds": self.decode_seconds,
+            "predicted_tokens_per_step": self.predicted_tokens_per_step,
+            "observed_tokens_per_step": self.observed_tokens_per_step,
+            "choices": {nodes: self.choices[nodes].as_dict() for nodes in sorted(self.choices)},
         }
 
 
@@ -116,22 +167,34 @@ class Results:
 
     def __init__(
         self,
-        batch: int,
+        prompt_lengths: Sequence[int],
         max_new_tokens: int,
         stop: Sequence[int],
         on_tokens: Callable[[int, list[int]], None] | None,
     ):
+        batch = len(prompt_lengths)
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         self.statistics = Statistics()
         self._limit = max_new_tokens
         self._stop = frozenset(stop)
         self._on_tokens = on_tokens
-        self._running = set(range(batch))
+        self.running = np.ones(batch, dtype=bool)  # requests that have not met their end
+        self._prompt_tokens = sum(prompt_lengths)
 
     @property
     def finished(self) -> bool:
         """Whether every request has met its end."""
-        return not self._running
+        return not self.running.any()
+
+    @property
+    def remaining(self) -> np.ndarray:
+        """Tokens which each request may still emit, 0 for a finished one: int64 [B]."""
+        return self.running * (self._limit - np.array([len(tokens) for tokens in self.tokens]))
+
+    @property
+    def context(self) -> float:
+        """Mean length of the requests so far, their prompts included."""
+        return (self._prompt_tokens + self.statistics.tokens) / len(self.tokens)
 
     def add_first(self, tokens: Sequence[int]) -> None:
         """Take the token that each request's prefill yielded."""
@@ -143,7 +206,7 @@ class Results:
     ) -> None:
         """Take what one step yielded: tokens [B][P+1], how many of them count, nodes verified."""
         self.statistics.steps_of_batch += 1
-        for request in sorted(self._running):
+        for request in np.flatnonzero(self.running):
             count = counts[request]
             emitted = self._extend(request, tokens[request][:count])
             self.statistics.record(emitted, count - 1, nodes[request])
@@ -154,7 +217,7 @@ class Results:
         new = until_stop(new[: self._limit - len(have)], self._stop)
         have += new
         if len(have) >= self._limit or (new and new[-1] in self._stop):
-            self._running.discard(request)
+            self.running[request] = False
         if self._on_tokens is not None and new:
             self._on_tokens(request, new)
         return len(new)

@@ -58,3 +58,11 @@ def pytest_terminal_summary(terminalreporter, config):
 def device(request):
     """The device that tests put their tensors on."""
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Tests keep what they measure to themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,18 +1,21 @@
 """The loop is lossless, whatever drafts, batches and budgets it is given."""
 
 import itertools
-from contextlib import nullcontext
 
 import pytest
 import torch
 from chi_square import chi_square
 from tiny import tiny_draft, tiny_model
 
+from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import generate, max_depth, prefill, step
+from dspark_kernels.graph import Session
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.reference.noise import gumbel, uniform
 from dspark_kernels.sampling import Sampling
+from dspark_kernels.scheduler import Scheduler
+from dspark_kernels.statistics import no_clock
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 SAMPLINGS = {
@@ -44,6 +47,58 @@ def test_tokens_are_those_of_plain_decoding(decoder, options, num_nodes):
     assert plain.statistics.tokens_per_step == 1
     if num_nodes > 7:
         assert ours.statistics.tokens_per_step > 1.2  # else the test proves little
+
+
+@pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("per_token", [1e-5, 0.2], ids=["cheap nodes", "dear nodes"])
+def test_the_scheduler_changes_no_token(decoder, options, per_token):
+    table = CostTable({}, [64], [1, 256], [[1.0, 1 + 255 * per_token]], [1], [0.1])
+    expected = decoder.generate(PROMPTS, max_new_tokens=40, speculative=False, **options).tokens
+    chosen = set()
+    for sync_every in (1, 3):
+        scheduler = Scheduler((1, 2, 4, 8, 16, 33), table)
+        out = generate(
+            decoder.target, decoder.draft, PROMPTS, max_new_tokens=40, num_nodes=scheduler,
+            sampling=Sampling(**options), sync_every=sync_every,
+        )  # fmt: skip
+        assert out.tokens == expected
+        chosen |= set(out.statistics.choices)
+    assert (max(chosen) >= 16) if per_token < 0.1 else (1 in chosen)
+
+
+def test_auto_is_lossless_and_says_what_it_chose(decoder):
+    expected = decoder.generate(PROMPTS, max_new_tokens=30, num_nodes=16).tokens
+    out = decoder.generate(PROMPTS, max_new_tokens=30, num_nodes="auto", max_nodes=20)
+    assert out.tokens == expected
+    assert max(out.statistics.choices) <= 20
+    report = out.statistics.as_dict()
+    choices = report["choices"]
+    assert sum(choice["steps"] for choice in choices.values()) == out.statistics.steps_of_batch
+    observed = sum(choice["observed_tokens"] * choice["steps"] for choice in choices.values())
+    assert observed / out.statistics.steps == pytest.approx(report["observed_tokens_per_step"])
+    assert report["predicted_tokens_per_step"] >= 1
+    assert all(choice["seconds"] > 0 for choice in choices.values())
+
+
+def test_calls_share_buffers_and_not_their_contents(decoder):
+    """A state is loaded again where it fits, and replaced where it does not."""
+    session = Session()
+
+    def run(prompts, length, **options):
+        return generate(
+            decoder.target, decoder.draft, prompts, max_new_tokens=length, session=session,
+            sampling=Sampling(**options),
+        ).tokens  # fmt: skip
+
+    first = run(PROMPTS[:2], 30)
+    state, graphs = session.state, session.graphs
+    assert run(PROMPTS[2:], 20, seed=9) == decoder.generate(PROMPTS[2:], max_new_tokens=20).tokens
+    assert run(PROMPTS[:2], 30) == first
+    assert session.state is state and session.graphs is graphs
+    sampled = {"temperature": 0.8, "seed": 4}
+    expected = decoder.generate(PROMPTS[:2], max_new_tokens=30, **sampled).tokens
+    assert run(PROMPTS[:2], 30, **sampled) == expected
+    assert session.state is not state and session.graphs is not graphs
 
 
 def test_greedy_tokens_are_those_of_transformers(decoder):
@@ -136,9 +191,9 @@ def test_a_step_never_stops_the_host():
     sampling = Sampling(temperature=0.5, top_p=0.9)
     state = prefill(target, [[1, 2, 3], [4]], sampling, [3], max_new_tokens=20, room=40)
     for draft in (None, bound):
-        tokens, counts, tree = step(target, draft, state, 12, 0.1, lambda phase: nullcontext())
-        assert tokens.shape == (2, max_depth(draft) + 1) and counts.shape == (2,)
-        assert tree.tokens.shape == (2, 1 if draft is None else 12)
+        out = step(target, draft, state, 12, 0.1, no_clock)
+        assert out.tokens.shape == (2, max_depth(draft) + 1) and out.counts.shape == (2,)
+        assert draft is None or out.scores.shape == (2, 12)
 
 
 VOCAB, REQUESTS, RUNS, PROMPT = 5, 8_000, 6, [1, 3, 2]

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ..decode import generate
+from ..graph import Session
 from ..heads import DraftModel
+from ..profiling import cost_table
 from ..prompts import encode
 from ..sampling import Sampling
+from ..scheduler import SIZES, Scheduler
 from ..statistics import Statistics
 from .loading import EMBEDDED_MODEL, load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
@@ -40,6 +44,9 @@ class SpeculativeDecoder:
             draft.check_target(*self.target.identity)
             self.draft = draft.bind(self.target.embedding, self.target.lm_head)
             self.target.feature_layers = self.draft.feature_layers
+
+        self._session = Session()
+        self._schedulers: dict[int, Scheduler] = {}
 
     @classmethod
     def from_pretrained(
@@ -90,6 +97,13 @@ class SpeculativeDecoder:
             raise ValueError("prompt must hold some text, got none")
         return encode({"prompt": prompt}, self.tokenizer) if chat else self.tokenizer.encode(prompt)
 
+    def _scheduler(self, max_nodes: int) -> Scheduler:
+        """The scheduler of all calls with this ceiling, which remembers how scores came true."""
+        if max_nodes not in self._schedulers:
+            sizes = *(size for size in SIZES if size < max_nodes), max_nodes
+            self._schedulers[max_nodes] = Scheduler(sizes, cost_table(self.target, self.draft))
+        return self._schedulers[max_nodes]
+
     def generate(
         self,
         prompts: str | Sequence[str] | Sequence[Sequence[int]],
@@ -100,7 +114,8 @@ class SpeculativeDecoder:
         top_p: float | Sequence[float] = 1.0,
         min_p: float | Sequence[float] = 0.0,
         seed: int | Sequence[int] = 0,
-        num_nodes: int = 16,
+        num_nodes: int | Literal["auto"] = "auto",
+        max_nodes: int = SIZES[-1],
         min_score: float = 0.0,
         chat: bool = True,
         stop: Sequence[int] | None = None,
@@ -112,12 +127,18 @@ class SpeculativeDecoder:
 
         prompts are texts (a user's turn each, unless chat=False) or token ids. `stop` defaults to
         the model's own stop tokens; `speculative=False` decodes plainly, one token per step.
+        `num_nodes="auto"` verifies before each step the number of nodes, up to `max_nodes`, which
+        promises the most tokens per second; it needs to know what a step costs, which is measured
+        at the first use on a machine (`dspark profile`).
         """
+        draft = self.draft if speculative else None
+        if num_nodes == "auto":
+            num_nodes = 1 if draft is None else self._scheduler(max_nodes)
         prompts = [prompts] if isinstance(prompts, str) else prompts
         ids = [self.encode(p, chat=chat) if isinstance(p, str) else list(p) for p in prompts]
         result = generate(
             self.target,
-            self.draft if speculative else None,
+            draft,
             ids,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, seed, top_k, top_p, min_p),
@@ -126,6 +147,7 @@ class SpeculativeDecoder:
             min_score=min_score,
             on_tokens=on_tokens,
             sync_every=sync_every,
+            session=self._session,
         )
         texts = []
         if self.tokenizer is not None:

@@ -77,7 +77,7 @@ def _states(state) -> torch.Tensor:
     if state.features is not None:
         layers = state.features.unflatten(-1, (-1, hidden.shape[-1]))
         hidden = torch.cat((hidden, layers), dim=1)
-    return hidden.bfloat16()
+    return hidden.to(torch.bfloat16, copy=True)  # the next step overwrites the state's
 
 
 @torch.inference_mode()

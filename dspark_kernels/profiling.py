@@ -1,0 +1,139 @@
+"""Measuring the cost table of a target and its draft: `dspark profile`, or before the first use."""
+
+import time
+import warnings
+
+import torch
+from rich import box
+from rich.console import Group
+from rich.table import Column, Table
+from tqdm import tqdm
+
+from .cost import CostTable, table_key, table_path
+from .decode import max_depth, propose, verify
+from .graph import Graphs
+from .sampling import Sampling
+from .scheduler import SIZES
+from .state import State
+from .statistics import no_clock
+from .tree import chain
+
+NODES = SIZES[-1]  # of a draft, and of one request at most
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128)
+CONTEXTS = (64, 1024)
+BATCHES = (1, 4)
+WARM_UP, ROUNDS = 2, 5  # two: to compile, and to capture
+
+
+def cost_table(target, draft) -> CostTable:
+    """The kept table for this target, draft and machine; measured now if there is none.
+
+    Warns and measures again where the kept one was made with other versions.
+    """
+    key = table_key(target, draft)
+    path = table_path(key)
+    if path.exists():
+        try:
+            return CostTable.load(path, key)
+        except ValueError as error:
+            warnings.warn(f"{error} (done now)", stacklevel=2)
+    table = profile(target, draft)
+    table.save()
+    return table
+
+
+def view(table: CostTable) -> Group:
+    """The table for people, in milliseconds."""
+    passes = Table(
+        "tokens", *(Column(f"{context} in context", justify="right") for context in table.contexts),
+        title="a target pass, ms", box=box.SIMPLE_HEAD,
+    )  # fmt: skip
+    for tokens, *row in zip(table.tokens, *table.pass_seconds, strict=True):
+        passes.add_row(str(tokens), *(f"{1e3 * seconds:.2f}" for seconds in row))
+    drafts = Table("requests", Column("ms", justify="right"), title="a draft", box=box.SIMPLE_HEAD)
+    for batch, seconds in zip(table.batches, table.draft_seconds, strict=True):
+        drafts.add_row(str(batch), f"{1e3 * seconds:.2f}")
+    return Group(passes, drafts)
+
+
+@torch.inference_mode()
+def profile(target, draft) -> CostTable:
+    """Measure passes and drafts in turn; of each the fastest counts, free of others' load."""
+    longest = target.max_length - NODES
+    contexts = [context for context in CONTEXTS if context <= longest] or [max(longest, 1)]
+    passes = {
+        (context, tokens): _pass(target, draft, context, tokens)
+        for context in contexts
+        for tokens in TOKENS
+    }
+    drafts = {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
+    functions = list(passes.values()) + list(drafts.values())
+    seconds: dict = {function: [] for function in functions}
+    rounds = range(-WARM_UP, ROUNDS)
+    todo = [(round, function) for round in rounds for function in functions]
+    for round, function in tqdm(todo, "measuring what a step costs", leave=False):
+        spent = _seconds(function, target.device)
+        if round >= 0:
+            seconds[function].append(spent)
+    fastest = {function: min(spent) for function, spent in seconds.items()}
+    return CostTable(
+        key=table_key(target, draft),
+        contexts=contexts,
+        tokens=list(TOKENS),
+        pass_seconds=[
+            _increasing(fastest[passes[context, tokens]] for tokens in TOKENS)
+            for context in contexts
+        ],
+        batches=list(BATCHES),
+        draft_seconds=_increasing(fastest[function] for function in drafts.values()),
+    )
+
+
+def _seconds(function, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _increasing(seconds) -> list[float]:
+    """More work is never cheaper: whatever says so is noise."""
+    values: list[float] = []
+    for value in seconds:
+        values.append(max([value, *values[-1:]]))
+    return values
+
+
+def _state(target, context: int, batch: int) -> State:
+    """Requests of `context` random tokens, as if their cache were filled."""
+    sampling = Sampling().tensors(batch, target.device)
+    state = State.empty(target, batch, context + 2 * NODES, sampling, 1)
+    tokens = torch.randint(target.lm_head.shape[0], (batch, context)).tolist()
+    state.load(tokens, sampling, [0], NODES)
+    state.hidden.normal_()
+    return state
+
+
+def _pass(target, draft, context: int, tokens: int):
+    """A function that runs the target over a chain of tokens of as many requests as it takes."""
+    nodes = min(tokens, NODES)
+    state = _state(target, context, tokens // nodes)
+    shape = (tokens // nodes, nodes)
+    tree = chain(torch.randint(target.lm_head.shape[0], shape, device=target.device))
+    graphs, deepest = Graphs(target.device), max_depth(draft)
+
+    def run():
+        state.lengths.fill_(context)
+        state.cache.seqlens.fill_(context - 1)
+        return verify(target, state, tree, deepest, no_clock)
+
+    return lambda: graphs(tokens, run)
+
+
+def _draft(target, draft, context: int, batch: int):
+    """A function that drafts trees for `batch` requests."""
+    state, graphs = _state(target, context, batch), Graphs(target.device)
+    return lambda: graphs(batch, lambda: propose(draft, state, NODES, 0.0))

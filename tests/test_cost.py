@@ -1,0 +1,86 @@
+"""The cost table: interpolation, its file, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from tiny import tiny_draft, tiny_model
+
+from dspark_kernels.cost import CostTable, table_key, table_path
+from dspark_kernels.integrations.decoder import SpeculativeDecoder
+from dspark_kernels.profiling import cost_table, profile
+
+KEY = {"model": "m", "dtype": "bfloat16", "torch": "1.0"}
+
+
+@pytest.fixture
+def table():
+    return CostTable(KEY, [64, 1024], [1, 8, 64], [[1, 2, 10], [2, 4, 20]], [1, 4], [0.5, 0.8])
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return SpeculativeDecoder(tiny_model(), None, tiny_draft())
+
+
+@pytest.mark.parametrize(
+    "batch, nodes, context, expected",
+    [
+        (1, 1, 64, 1.0),  # plain: no draft
+        (1, 8, 64, 2.5),
+        (1, 8, 544, 3.5),  # halfway between the contexts
+        (1, 36, 64, 6.5),  # halfway between the tokens
+        (4, 2, 0, 2.8),  # eight tokens of four requests
+        (2, 64, 1024, 20 + 64 * 16 / 56 + 0.6),  # beyond the last tokens the slope goes on
+        (1, 1, 1984, 3.0),  # and beyond the last context
+        (8, 1, 64, 2.0),
+    ],
+)
+def test_interpolation(table, batch, nodes, context, expected):
+    assert table.step(batch, nodes, context) == pytest.approx(expected)
+
+
+def test_round_trip(table, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = table.save()
+    assert path == table_path(KEY) and tmp_path in path.parents
+    assert CostTable.load(path, KEY) == table
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name, now", [("torch", "2.0"), ("model", "another"), ("new", "part")])
+def test_stale_and_foreign_tables_are_refused(table, name, now):
+    path = table.save()
+    message = rf"must be measured with {name} '{now}', got .*; measure again: dspark profile"
+    with pytest.raises(ValueError, match=message):
+        CostTable.load(path, KEY | {name: now})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"key": 1}'])
+def test_what_is_no_table_is_refused(tmp_path, text):
+    path = tmp_path / "cost.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"must hold a table of `dspark profile`"):
+        CostTable.load(path, KEY)
+
+
+def test_profile_measures_every_point(decoder):
+    table = profile(decoder.target, decoder.draft)
+    assert table.key == table_key(decoder.target, decoder.draft)
+    assert table.contexts == [64]  # the model's context is 256 tokens
+    assert all(row == sorted(row) and row[0] > 0 for row in table.pass_seconds)
+    assert table.step(1, 1, 100) < table.step(1, 2, 100) <= table.step(1, 64, 100)
+
+
+def test_the_table_is_measured_once_and_again_when_it_is_stale(decoder, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = cost_table(decoder.target, decoder.draft)
+    assert cost_table(decoder.target, decoder.draft) == first
+    path = table_path(first.key)
+    stored = json.loads(path.read_text())
+    stored["key"]["torch"] = "1.0"
+    path.write_text(json.dumps(stored))
+    with pytest.warns(UserWarning, match=r"measured with torch .*, got '1.0'"):
+        again = cost_table(decoder.target, decoder.draft)
+    assert again.key["torch"] == torch.__version__
+    assert CostTable.load(path, again.key) == again

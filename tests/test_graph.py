@@ -1,0 +1,170 @@
+"""A step can be captured: it reads no value, and what it does and allocates is in its shapes."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from tiny import tiny_draft, tiny_model
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from dspark_kernels.cost import CostTable
+from dspark_kernels.decode import generate, prefill, step
+from dspark_kernels.graph import Graphs, Readback, Session
+from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.sampling import Sampling
+from dspark_kernels.scheduler import Scheduler
+from dspark_kernels.statistics import no_clock
+
+NODES, CUT = 12, 5
+SAMPLING = Sampling(temperature=0.5, top_p=0.9, seed=[1, 2])
+PROMPTS = [[1, 2, 3], [4]], [[9, 8, 9, 8, 9, 8, 9, 8, 9], [5, 6]]
+
+
+class Recorder(TorchDispatchMode):
+    """Which ops run, with the shapes of what they return, and how many tensors are allocated."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.kept, self.calls, self.allocations = list(inputs), [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+        outputs = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(outputs) if _is_tensor(leaf)]
+        self.allocations += sum(_storage(tensor) not in given for tensor in tensors)
+        self.kept += tensors  # so that no storage is mistaken for one that is gone
+        self.calls.append((str(function), [(t.shape, t.dtype) for t in tensors]))
+        return outputs
+
+
+def _is_tensor(leaf):
+    return isinstance(leaf, torch.Tensor)
+
+
+def _storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def tensors_of(state):
+    """The buffers of a state by name."""
+    parts = {part.name: getattr(state, part.name) for part in fields(state)}
+    sampling = dict(zip(state.sampling._fields, state.sampling, strict=True))
+    cache = {"storage": state.cache.storage, "seqlens": state.cache.seqlens}
+    return {name: t for name, t in (parts | sampling | cache).items() if _is_tensor(t)}
+
+
+@pytest.fixture(params=["the model's own layers", "fused layers"])
+def target(request):
+    target = TransformersTarget(tiny_model())
+    if request.param != "fused layers":
+        target.fused = None  # as on a GPU
+    return target
+
+
+@pytest.fixture
+def draft(target):
+    return bound_draft(target)
+
+
+def bound_draft(target):
+    bound = tiny_draft().bind(target.embedding, target.lm_head)
+    target.feature_layers = bound.feature_layers
+    return bound
+
+
+def run(target, draft, state):
+    return step(target, draft, state, NODES, 0.1, no_clock, lambda scores: CUT)
+
+
+def loaded(target, prompts, reuse=None):
+    return prefill(target, prompts, SAMPLING, [3], 20, room=40, reuse=reuse)
+
+
+@torch.no_grad()
+def test_a_step_reads_no_value(target, draft, monkeypatch):
+    """Fake tensors have shapes only: .item(), nonzero and shapes made from data raise."""
+    state, mode = loaded(target, PROMPTS[0]), FakeTensorMode(allow_non_fake_inputs=True)
+    fake = {name: mode.from_tensor(tensor) for name, tensor in tensors_of(state).items()}
+    cache = replace(state.cache, storage=fake.pop("storage"), seqlens=fake.pop("seqlens"))
+    sampling = tree_map_only(torch.Tensor, mode.from_tensor, state.sampling)
+    for name in state.sampling._fields:
+        fake.pop(name, None)
+    state = replace(state, cache=cache, sampling=sampling, **fake)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of values
+    with mode:
+        with pytest.raises(DataDependentOutputException):
+            state.lengths[0].item()
+        for drafter in (None, draft):
+            outcome = run(target, drafter, state)
+            assert outcome.tokens.shape == (2, 1 if drafter is None else draft.max_depth + 1)
+    assert outcome.scores.shape == (2, NODES)
+
+
+@torch.inference_mode()
+def test_a_step_does_the_same_whatever_its_data(target, draft):
+    """Other prompts, lengths and a finished request: the same ops, shapes and allocations."""
+    state = loaded(target, PROMPTS[0])
+    buffers = tensors_of(state)
+    places = {name: tensor.data_ptr() for name, tensor in buffers.items()}
+    records = []
+    for prompts, done in ((PROMPTS[0], False), (PROMPTS[1], False), (PROMPTS[1], True)):
+        assert loaded(target, prompts, reuse=state) is state
+        state.done[0] = done
+        before = state.lengths.clone()
+        with Recorder(buffers.values()) as recorder:
+            counts = run(target, draft, state).counts
+        assert torch.equal(state.lengths, before + counts) and (counts[0] == 0) == done
+        records.append((recorder.calls, recorder.allocations))
+    assert records[0] == records[1] == records[2]
+    assert records[0][1] > 0
+    assert {name: tensor.data_ptr() for name, tensor in tensors_of(state).items()} == places
+
+
+def test_on_the_cpu_functions_are_called_as_they_are():
+    graphs, calls = Graphs(torch.device("cpu")), []
+    assert [graphs("key", lambda: calls.append(0) or len(calls)) for _ in range(3)] == [1, 2, 3]
+    tensor = torch.ones(2)
+    assert Readback(tensor, None).get() == [tensor, None]
+
+
+@pytest.mark.cuda
+@torch.inference_mode()
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLING], ids=["greedy", "sampled"])
+def test_replayed_steps_are_the_eager_ones(sampling, device):
+    """Every step of a run from its graph, beside the same step as it is: the same bits."""
+    target = TransformersTarget(tiny_model().to(device))
+    draft = bound_draft(target)
+    eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40) for _ in range(2))
+    graphs = Graphs(replayed.history.device)
+    for turn in range(12):
+        num_nodes = (NODES, CUT, NODES, 1)[turn % 4]
+        drafter = None if num_nodes == 1 else draft
+
+        def advance(state, drafter=drafter, num_nodes=num_nodes):
+            return step(target, drafter, state, NODES, 0.0, no_clock, lambda scores: num_nodes)
+
+        expected = advance(eager)
+        outcome = graphs(num_nodes, lambda advance=advance: advance(replayed))
+        for one, other in zip(outcome, expected, strict=True):
+            assert one is other is None or torch.equal(one, other)
+        for name, tensor in tensors_of(eager).items():
+            if name != "storage":  # slots behind a request's tokens are scratch
+                assert torch.equal(tensor, tensors_of(replayed)[name]), name
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("nodes", ["fixed", "plain", "scheduled"])
+def test_captured_generation_is_lossless_call_after_call(nodes, device):
+    costs = CostTable({}, [64], [1, 64], [[1.0, 2.0]], [1], [0.1])
+    num_nodes = {"fixed": 16, "plain": 1, "scheduled": Scheduler((1, 4, 16), costs)}[nodes]
+    target = TransformersTarget(tiny_model().to(device))
+    draft = bound_draft(target)
+    session = Session()
+    for sampling in (Sampling(), Sampling(temperature=0.8, seed=[3, 4])):
+        for prompts in (PROMPTS[0], PROMPTS[1], PROMPTS[0]):
+            options = {"max_new_tokens": 40, "sampling": sampling}
+            expected = generate(target, None, prompts, num_nodes=1, **options).tokens
+            out = generate(target, draft, prompts, num_nodes=num_nodes, session=session, **options)
+            assert out.tokens == expected

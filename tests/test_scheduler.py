@@ -1,0 +1,134 @@
+"""The scheduler against synthetic costs: what it picks, and how its predictions come true."""
+
+import numpy as np
+import pytest
+
+from dspark_kernels.cost import CostTable
+from dspark_kernels.scheduler import LONGEST_PAUSE, SIZES, Scheduler
+
+RUNNING, REMAINING = np.ones(1, dtype=bool), np.full(1, 50)
+
+
+def costs(per_token=0.1, fixed=8.0, draft=1.5):
+    """A pass over n tokens takes fixed + per_token·n, a draft `draft`, whatever the context."""
+    tokens = [1, 64, 512]
+    row = [fixed + per_token * n for n in tokens]
+    return CostTable({}, [64, 1024], tokens, [row, row], [1, 8], [draft, draft])
+
+
+def scores(survival, nodes=64, batch=1):
+    """Trees whose n-th best node below the root survives with probability survival^n."""
+    return np.repeat(survival ** np.arange(nodes, dtype=np.float32)[None], batch, axis=0)
+
+
+def test_it_picks_the_size_with_the_highest_rate():
+    scheduler = Scheduler(SIZES, costs(per_token=0.5))
+    for survival in (0.3, 0.6, 0.8, 0.9, 0.99):
+        rates = {n: scores(survival)[0, :n].sum() / (8 + 0.5 * n + 1.5 * (n > 1)) for n in SIZES}
+        assert scheduler.choose(scores(survival), REMAINING, 100) == max(rates, key=rates.get)
+
+
+def test_it_decodes_plainly_where_nothing_survives():
+    scheduler = Scheduler(SIZES, costs())
+    assert scheduler.choose(scores(0.0), REMAINING, 100) == 1
+
+
+def test_it_grows_on_copied_text_and_shrinks_on_a_busy_batch():
+    chosen = [Scheduler(SIZES, costs()).choose(scores(s), REMAINING, 100) for s in (0.1, 0.6, 0.95)]
+    assert chosen == sorted(chosen) and chosen[0] < chosen[-1]
+    alone = Scheduler(SIZES, costs(0.5)).choose(scores(0.7), REMAINING, 100)
+    busy = np.full(32, 50)
+    many = Scheduler(SIZES, costs(0.5)).choose(scores(0.7, batch=32), busy, 100)
+    assert many < alone
+
+
+def test_finished_requests_cost_but_do_not_count():
+    remaining = np.array([50, 0])
+    scheduler = Scheduler(SIZES, costs(0.5))
+    hopeless_beside_good = np.concatenate([scores(0.5), scores(0.99)])
+    assert scheduler.choose(hopeless_beside_good, remaining, 100) < 24
+    assert scheduler.choose(hopeless_beside_good, remaining[::-1], 100) >= 24
+
+
+def test_requests_that_lag_behind_count_for_more():
+    scheduler = Scheduler(SIZES, costs(0.5))
+    copying_beside_hard = np.concatenate([scores(0.99), scores(0.3)])
+    even = scheduler.choose(copying_beside_hard, np.array([50, 50]), 100)
+    assert scheduler.choose(copying_beside_hard, np.array([10, 100]), 100) < even
+
+
+def test_plain_decoding_is_interrupted_ever_less_often():
+    scheduler = Scheduler(SIZES, costs())
+    drafted = []
+    for step in range(200):
+        if scheduler.drafts():
+            drafted.append(step)
+            scheduler.choose(scores(0.0), REMAINING, 100)
+    gaps = np.diff(drafted).tolist()
+    assert gaps == sorted(gaps) and gaps[:3] == [2, 4, 10] and gaps[-1] == LONGEST_PAUSE + 1
+    while not scheduler.drafts():
+        pass
+    scheduler.choose(scores(0.95), REMAINING, 100)
+    assert scheduler.drafts() and scheduler.drafts()
+
+
+def test_the_correction_converges():
+    """Scores twice too high: after some steps the predictions agree with what happens."""
+    rng, scheduler = np.random.default_rng(0), Scheduler(SIZES, costs())
+    promised = scores(0.9)
+    predicted, observed = [], []
+    for _ in range(3000):
+        num_nodes = scheduler.choose(promised, REMAINING, 100)
+        path = np.full((1, 16), -1.0, dtype=np.float32)
+        alive = [n for n in range(1, min(num_nodes, 17)) if rng.random() < promised[0, n] / 2]
+        path[0, : len(alive)] = promised[0, alive]
+        predicted.append(scheduler.observe(num_nodes, promised, path, RUNNING))
+        observed.append(1 + len(alive))
+    assert np.mean(predicted[:20]) > 1.2 * np.mean(observed)
+    assert np.mean(predicted[1000:]) == pytest.approx(np.mean(observed[1000:]), rel=0.05)
+    assert scheduler.correction[:4] == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_fixed_size_needs_no_costs_and_still_predicts():
+    scheduler = Scheduler((16,))
+    assert scheduler.choose(scores(0.5, 16), REMAINING, 100) == 16
+    none_accepted = np.full((1, 5), -1.0, dtype=np.float32)
+    expected = scores(0.5, 16).sum()
+    assert scheduler.observe(16, scores(0.5, 16), none_accepted, RUNNING) == pytest.approx(expected)
+    assert scheduler.observe(16, scores(0.5, 16), none_accepted, RUNNING) < expected
+    assert not Scheduler((1,)).drafts()
+
+
+def test_accepted_nodes_are_counted_in_their_groups():
+    scheduler = Scheduler((1, 2, 4, 8), costs())
+    tree = np.array([[1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]], dtype=np.float32)
+    path = np.array([[0.8, 0.6, 0.2, -1.0]], dtype=np.float32)  # ranks 1, 3 and 7
+    before = scheduler._all[1].copy()
+    scheduler.observe(8, tree, path, RUNNING)
+    assert scheduler._all[1] - before == pytest.approx([1, 1, 1], abs=0.01)
+    before = scheduler._all[1].copy()
+    scheduler.observe(4, tree, path[:, :2], RUNNING)  # the last group was not verified
+    assert scheduler._all[1][2] == before[2]
+
+
+def test_a_text_of_its_own_kind_is_believed_and_then_forgotten():
+    scheduler = Scheduler((1, 2, 4, 8), costs())
+    tree, nothing = scores(0.9, 8), np.full((1, 5), -1.0, dtype=np.float32)
+    for _ in range(100):
+        scheduler.observe(8, tree, nothing, RUNNING)
+    assert max(scheduler.correction) < 0.1
+    long_run = scheduler._all[1] / scheduler._all[0]
+    scheduler.begin()
+    assert scheduler.correction == pytest.approx(long_run)
+
+
+def test_drafts_that_hardly_pay_are_left_out():
+    """Half a token in addition, for a pass and a draft half as long again: the gain is nought."""
+    scheduler = Scheduler((1, 2), costs(per_token=0.0, fixed=10.0, draft=4.5))
+    tree = np.array([[1.0, 0.5]], dtype=np.float32)
+    drafted = 0
+    for _ in range(300):
+        if scheduler.drafts():
+            drafted += 1
+            scheduler.choose(tree, REMAINING, 100)
+    assert drafted < 20
