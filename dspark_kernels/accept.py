@@ -168,7 +168,7 @@ def accept(
         ways = {FULL: (draft, True), "lookup, heads": (heads, True)} | ways
     replays = {
         name: [
-            replay(drafter, item, budgets, lookup, min_score, MIN_SCORES)
+            replay(drafter, item, budgets, lookup, MIN_SCORES)
             for item in tqdm(items, name, leave=False)
         ]
         for name, (drafter, lookup) in ways.items()

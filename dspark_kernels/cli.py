@@ -85,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-size", type=int, default=8, help="of the target's continuations")
     command.add_argument("--continuations", help="folder which keeps them for the next draft")
     command.add_argument("--plot", help="PNG file: tokens per step over nodes")
-    _decode_options(command)
-    command.set_defaults(num_nodes=64)
+    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--num-nodes", type=int, default=64, help="the largest tree")
+    _model_options(command)
 
     command = commands.add_parser(
         "profile", help="measure what a step costs here, for num_nodes='auto', and keep it"
@@ -263,7 +264,7 @@ def _bench_accept(arguments) -> int:
     draft = decoder.draft_model.bind(
         decoder.target.embedding.float().cpu(), decoder.target.lm_head.float().cpu()
     )
-    result = accept.accept(draft, items, arguments.num_nodes, arguments.min_score)
+    result = accept.accept(draft, items, arguments.num_nodes)
     if arguments.plot:
         accept.plot(result, arguments.plot)
     if arguments.json:

@@ -35,9 +35,7 @@ class Replay:
         return len(self.accepted[budget]), len(self.steps(budget))
 
 
-def propose(
-    draft: BoundDraft, item: Continuation, positions, num_nodes: int, lookup: bool, min_score=0.0
-):
+def propose(draft: BoundDraft, item: Continuation, positions, num_nodes: int, lookup: bool):
     """The DraftTree drafted behind the tokens at `positions` (int64 [B])."""
     tokens = torch.tensor(item.tokens)
     states = item.states[positions].to(draft.vocab_weight.dtype)
@@ -56,7 +54,7 @@ def propose(
         ids.view(batch, heads, -1), keys.view(batch, heads, -1), logsumexp.view(batch, heads),
         draft.gates(head_states), root, draft.table_in, draft.table_out, draft.mix,
         draft.depth_scale, num_nodes, calibration=draft.calibration, paths=paths,
-        path_scores=path_scores, min_score=min_score,
+        path_scores=path_scores,
     )  # fmt: skip
 
 
@@ -79,19 +77,18 @@ def replay(
     item: Continuation,
     budgets=(8, 16, 32, 64),
     lookup=True,
-    min_score=0.0,
     bounds=(),
 ) -> Replay:
     """Draft behind every token of a continuation, and see how far its future gets in each tree.
 
     budgets: numbers of nodes, root included. The budget "chain" follows the best child only.
-    min_score: as for `glm_tree`. bounds: a budget "score >= m" for each of these scores, within the
+    bounds: a budget "score >= m" for each of these scores, within the
     largest number of nodes.
     """
     count, largest = len(item.tokens) - 1, max(budgets)
     positions = torch.arange(count)
     future = future_tokens(item, positions, draft.max_depth)
-    tree = propose(draft, item, positions, largest, lookup, min_score)
+    tree = propose(draft, item, positions, largest, lookup)
     tokens, parents = tree.tokens, tree.parents
     used = torch.arange(largest) < tree.num_nodes[:, None]
     scores = torch.where(used, tree.scores, -1.0)
