@@ -6,6 +6,8 @@ test_of = $(foreach op,$(1),tests/test_$(op).py)
 TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits tree_attention)
 TREE_TESTS := $(call test_of,accept_tree chain_reject context_lookup glm_tree typical_accept)
 CPU_TESTS := $(call test_of,fused_linear rotary_append)
+DECODE := --dtype bfloat16 --limit 2 --csv benchmarks/results
+NODES := plain ours:4 ours:8 ours:16 ours:32 ours:64
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
@@ -26,9 +28,13 @@ gpu-check:
 sanitize: $(VENV)/built
 	PYTHON=$(abspath $(BIN))/python tests/run_sanitized.sh
 
-# the ops on this CPU, against what one would write without them; run it on an idle machine
+# all results and pictures of this CPU, in about 15 minutes of an idle machine
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --csv benchmarks/results
+	$(BIN)/python -m benchmarks.decode $(DECODE)
+	$(BIN)/python -m benchmarks.decode $(DECODE) --name nodes --limit 1 --methods $(NODES)
+	$(BIN)/python -m benchmarks.plot
+	$(BIN)/python -m benchmarks.readme
 
 lint: $(VENV)/built
 	$(BIN)/pre-commit run --all-files

@@ -10,26 +10,32 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import common
+from dspark_kernels.results import write_csv
 
-OPS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+from . import common, timing
+
+STEMS = (path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
+OPS = sorted(set(STEMS) - {"step"})
 
 
-def table_of(op: str, results: list[common.Result]) -> Table:
-    title = f"{op}, {results[0].dtype}"
+def table_of(op: str, rows: list[dict]) -> Table:
+    title = f"{op}, {rows[0]['dtype']}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("shape", "µs (20-80 %)", "baseline µs", "speed-up", "GB/s", "GFLOP/s", "extra MB"):
-        justify = "left" if name == "shape" else "right"
+    columns = ("µs (20-80 %)", "launch µs", "over ours", "GB/s", "GFLOP/s", "extra MB")
+    for name in ("shape", "", *columns):
+        justify = "right" if name in columns else "left"
         table.add_column(name, justify=justify, no_wrap=True)
-    for r in results:
+    for r in rows:
+        launch, ours = r["launch_microseconds"], r["implementation"] == "ours"
         table.add_row(
-            r.shape,
-            f"{r.microseconds:.0f} ({r.quantile_20:.0f}-{r.quantile_80:.0f})",
-            f"{r.baseline_microseconds:.0f} ({r.baseline_20:.0f}-{r.baseline_80:.0f})",
-            f"{r.speedup:.2f}x",
-            f"{r.gigabytes_per_second:.1f} ({r.bandwidth_share:.0%})",
-            f"{r.gigaflops:.0f} ({r.compute_share:.0%})",
-            f"{r.extra_bytes / 2**20:.2f}",
+            r["shape"] if ours else "",
+            r["implementation"],
+            f"{r['microseconds']:.0f} ({r['quantile_20']:.0f}-{r['quantile_80']:.0f})",
+            "" if launch is None else f"{launch:.0f}",
+            "" if ours else f"{r['ratio']:.2f}x",
+            f"{r['gigabytes_per_second']:.1f} ({r['bandwidth_share']:.0%})",
+            f"{r['gigaflops']:.0f} ({r['compute_share']:.0%})",
+            f"{r['extra_bytes'] / 2**20:.2f}",
         )
     return table
 
@@ -45,30 +51,28 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     if unknown := set(arguments.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    console, dtype = Console(width=120), getattr(torch, arguments.dtype)
+    console, dtype = Console(width=170), getattr(torch, arguments.dtype)
     device = arguments.device
 
     wrong = []
     for op in arguments.op or OPS:
         module = importlib.import_module(f".bench_{op}", __package__)
-        peaks = common.read_bandwidth(device), common.peak_flops(device, dtype)
-        results = []
+        peaks = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
+        rows = []
         for case in module.cases(device, dtype):
             with console.status(f"{op} {case.shape}"):
-                result = common.measure(op, case, device, dtype, peaks)
-            if result is None:
+                measured = common.measure(op, case, device, dtype, peaks)
+            rows += measured
+            if not measured:
                 wrong.append(f"{op} {case.shape}")
-            else:
-                results.append(result)
-        if results:
-            console.print(table_of(op, results))
+        if rows:
+            console.print(table_of(op, rows))
             console.print(
-                f"{results[0].device}, {results[0].threads} threads, torch {results[0].torch}; "
-                f"reads {peaks[0] / 1e9:.1f} GB/s, multiplies {peaks[1] / 1e9:.0f} GFLOP/s; "
-                f"baseline: {results[0].baseline}\n"
+                f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}; "
+                f"reads {peaks[0] / 1e9:.1f} GB/s, multiplies {peaks[1] / 1e9:.0f} GFLOP/s\n"
             )
             if arguments.csv:
-                common.write_csv(arguments.csv / f"{op}_{device}.csv", results)
+                write_csv(arguments.csv / f"{op}_{device}.csv", rows)
     for case in wrong:
         console.print(f"[red]{case}: the output disagrees with the reference, not measured[/red]")
     return 1 if wrong else 0

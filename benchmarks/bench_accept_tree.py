@@ -80,9 +80,9 @@ def cases(device, dtype):
             shape=f"layers {layers} Hkv {heads} E {head_dim} N {nodes} path {path}, {layout}",
             make=make,
             ours=ours,
-            baseline=baseline,
-            baseline_name="a walk on the host and index_select per layer",
+            baselines={"walk on the host, index_select": baseline},
             expected=expected,
             bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
             flops=0,
+            cold=True,
         )

@@ -5,7 +5,7 @@ import torch
 import dspark_kernels
 from dspark_kernels.reference.draft_blocks import draft_blocks as reference
 
-from .common import Case
+from .common import Case, compiled
 
 
 def plain(hidden, weight, bias):
@@ -28,8 +28,7 @@ def cases(device, dtype):
             shape=f"B {B} H {H} D {D}",
             make=make,
             ours=dspark_kernels.draft_blocks,
-            baseline=plain,
-            baseline_name="F.linear, silu and add",
+            baselines={"F.linear, silu, add": plain, "the same compiled": compiled(plain)},
             expected=lambda *tensors: reference(*(t.float() for t in tensors)),
             bytes=H * D * D * dtype.itemsize,
             flops=2 * B * H * D * D,

@@ -59,8 +59,7 @@ def cases(device, dtype):
             shape=f"B {batch} H {heads} C {candidates} R {rank} N {nodes} paths {paths}",
             make=make,
             ours=ours,
-            baseline=reference,
-            baseline_name="the reference in PyTorch",
+            baselines={"reference in PyTorch": reference},
             expected=reference,
             compared=lambda tree: tree[4],  # scores: equal ones may change places
             bytes=rows * rank * dtype.itemsize,

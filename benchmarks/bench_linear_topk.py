@@ -1,11 +1,11 @@
-"""linear_topk against F.linear, logsumexp and topk in the same dtype."""
+"""linear_topk against F.linear, logsumexp and topk in the same dtype, without noise."""
 
 import torch
 
 import dspark_kernels
 from dspark_kernels.reference.linear_topk import linear_topk as reference
 
-from .common import Case
+from .common import Case, compiled
 
 K = 8
 
@@ -47,8 +47,7 @@ def cases(device, dtype):
             shape=f"V {V} D {D} M {M}{' noise' if noisy else ''}",
             make=make,
             ours=ours,
-            baseline=plain,
-            baseline_name="F.linear + logsumexp + topk, without noise",
+            baselines={"F.linear, logsumexp, topk": plain, "the same compiled": compiled(plain)},
             expected=expected,
             bytes=V * D * dtype.itemsize,
             flops=2 * M * V * D,

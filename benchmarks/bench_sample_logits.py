@@ -5,7 +5,7 @@ import torch
 import dspark_kernels
 from dspark_kernels.reference.sample_logits import sample_logits as reference
 
-from .common import Case
+from .common import Case, compiled, installed
 
 
 def plain(logits, temperature, seed, position, top_k, top_p):
@@ -20,7 +20,16 @@ def plain(logits, temperature, seed, position, top_k, top_p):
     return columns.gather(1, probability.multinomial(1))[:, 0]
 
 
+def flashinfer_draw(logits, temperature, seed, position, top_k, top_p):
+    """The same cut by FlashInfer, from its own random stream."""
+    import flashinfer
+
+    scaled = logits.float() / temperature[:, None]
+    return flashinfer.sampling.top_k_top_p_sampling_from_logits(scaled, top_k, top_p)
+
+
 def cases(device, dtype):
+    others = {"FlashInfer": flashinfer_draw} if installed("flashinfer", device) else {}
     for M, V in ((1, 49152), (32, 49152), (8, 151936)):
 
         def make(seed, M=M, V=V):
@@ -45,8 +54,11 @@ def cases(device, dtype):
             shape=f"M {M} V {V} top-k 50 top-p 0.95",
             make=make,
             ours=ours,
-            baseline=plain,
-            baseline_name="sort, softmax, cumsum, multinomial",
+            baselines={
+                "sort, softmax, multinomial": plain,
+                "the same compiled": compiled(plain),
+                **others,
+            },
             expected=lambda *tensors: reference(*tensors, None),
             bytes=M * V * dtype.itemsize,
             flops=0,

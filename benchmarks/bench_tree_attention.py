@@ -1,12 +1,13 @@
-"""tree_attention against scaled_dot_product_attention with enable_gqa and a boolean mask."""
+"""tree_attention against SDPA with a boolean mask, FlexAttention and FlashInfer."""
 
 import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import dspark_kernels
 from dspark_kernels.reference.tree_attention import tree_attention as reference
 from dspark_kernels.reference.tree_attention import unpack_ancestors
 
-from .common import Case
+from .common import Case, compiled, installed
 
 
 def tree_words(nodes, device):
@@ -17,6 +18,35 @@ def tree_words(nodes, device):
     words = related.long() << (torch.arange(nodes) % 64)
     words = torch.nn.functional.pad(words, (0, -nodes % 64)).unflatten(1, (-1, 64)).sum(2)
     return words[None].to(device)
+
+
+def flex(related, prefix):
+    """FlexAttention over a block mask of the prefix and the tree."""
+    device, nodes = related.device, related.shape[-1]
+    ancestors = related[0]
+
+    def visible(batch, head, query, key):
+        node = (key - prefix).clamp(min=0)
+        return (key < prefix) | ancestors[query, node]
+
+    mask = create_block_mask(visible, None, None, nodes, prefix + nodes, device=device)
+    attend = compiled(flex_attention)
+
+    def call(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return attend(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
+
+    return call
+
+
+def flashinfer_attention(visible):
+    """FlashInfer's prefill with a dense mask, one request."""
+    import flashinfer
+
+    def call(q, k, v):
+        return flashinfer.single_prefill_with_kv_cache(q[0], k[0], v[0], custom_mask=visible)
+
+    return call
 
 
 def cases(device, dtype):
@@ -47,6 +77,10 @@ def cases(device, dtype):
             attend = torch.nn.functional.scaled_dot_product_attention
             return attend(q, k, v, attn_mask=visible, enable_gqa=True).transpose(1, 2)
 
+        others = {"FlexAttention compiled": flex(related, S)}
+        if installed("flashinfer", device):
+            others["FlashInfer, custom mask"] = flashinfer_attention(visible[0, 0])
+
         def expected(q, k, v, seqlens=seqlens, words=words, E=E):
             q, k, v = q.float(), k.float(), v.float()
             return reference(q, k, v, seqlens, words, E**-0.5, None, 0, 0.0, None, None)
@@ -55,8 +89,7 @@ def cases(device, dtype):
             shape=f"N {N} S {S} Hq/Hkv/E {Hq}/{Hkv}/{E}",
             make=make,
             ours=ours,
-            baseline=plain,
-            baseline_name="scaled_dot_product_attention, enable_gqa, boolean mask",
+            baselines={"SDPA, boolean mask": plain, **others},
             expected=expected,
             bytes=2 * S * Hkv * E * dtype.itemsize,
             flops=4 * N * Hq * E * S,

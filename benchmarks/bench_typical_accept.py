@@ -34,8 +34,7 @@ def cases(device, dtype):
             shape=f"N {nodes} path {path} V {vocab}",
             make=make,
             ours=ours,
-            baseline=expected,
-            baseline_name="the reference in PyTorch",
+            baselines={"reference in PyTorch": expected},
             expected=expected,
             bytes=(path + 1) * vocab * dtype.itemsize,  # the rows of the accepted nodes
             flops=0,

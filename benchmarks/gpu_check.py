@@ -1,8 +1,8 @@
 """Everything that only a GPU can tell, in under 9 minutes: python -m benchmarks.gpu_check
 
 Builds the native library, runs the tests of every op and of the captured step on the GPU, runs
-compute-sanitizer over one small call of each op, and measures - only if all tests passed. Needs
-torch, Triton, nvcc and pytest.
+compute-sanitizer over one small call of each op, and measures the ops, a captured step and a step
+of 7B-class models - only if all tests passed. Needs torch, Triton, nvcc, transformers and pytest.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 9 * 60  # seconds
+STEP_CONFIGS = ("deepseek-llm-7b", "llama-3-8b")
 
 
 class Step:
@@ -81,8 +82,10 @@ def steps(results):
     if shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             yield Step(tool, sanitizer(tool), 100, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    yield Step("step", [sys.executable, "-m", "benchmarks.step_graph"], 120)
+    yield Step("graph", [sys.executable, "-m", "benchmarks.step_graph"], 120)
     yield Step("benchmarks", bench, 300)
+    step = [sys.executable, "-m", "benchmarks.bench_step", "--config", *STEP_CONFIGS]
+    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 150)
 
 
 def main():

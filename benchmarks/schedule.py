@@ -5,7 +5,6 @@ that a change of the machine's speed falls on all of them. Decoding time only, p
 """
 
 import argparse
-import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.common import environment
-from dspark_kernels.bench import read_prompts
+from dspark_kernels.bench.prompts import read_prompts
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.prompts import encode
+from dspark_kernels.results import origin, write_csv
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -120,18 +119,14 @@ def plot(tallies: dict, path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def write_csv(path: Path, tallies: dict, batch_size: int) -> None:
-    place = environment("cpu")
-    rows = [
+def rows_of(tallies: dict, batch_size: int) -> list[dict]:
+    """One row per category and setting."""
+    place = origin("cpu")
+    return [
         {"category": name, "batch_size": batch_size, "num_nodes": setting, **tally.row(), **place}
         for name, by_setting in tallies.items()
         for setting, tally in by_setting.items()
     ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def main():
@@ -149,7 +144,7 @@ def main():
     if options.csv:
         options.csv.mkdir(parents=True, exist_ok=True)
         stem = options.csv / f"schedule_batch{options.batch_size}_cpu"
-        write_csv(stem.with_suffix(".csv"), tallies, options.batch_size)
+        write_csv(stem.with_suffix(".csv"), rows_of(tallies, options.batch_size))
         plot(tallies, stem.with_suffix(".png"), f"SmolLM2-135M, batch {options.batch_size}")
 
 

@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -60,9 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = bench.add_parser("decode", help="speed and tokens per step against transformers")
     command.set_defaults(run=_bench_decode)
-    command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
+    command.add_argument(
+        "--prompts", help="JSON lines with `prompt` and `category`; default: a few of our own"
+    )
     command.add_argument("--limit", type=int, help="prompts per category at most")
-    command.add_argument("--batch-size", type=int, default=1)
+    command.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="B")
+    command.add_argument(
+        "--methods", nargs="+", default=["ours", "generate"], metavar="METHOD",
+        help="of ours[:NODES], plain (ours, one token per step), generate, "
+        "prompt-lookup[:TOKENS], assisted[:MODEL or layers of an early exit]",
+    )  # fmt: skip
+    command.add_argument("--csv", type=Path, metavar="DIR", help="write the rows there too")
+    command.add_argument(
+        "--name", default="decode", help="<DIR>/<NAME>_<device>.csv; default: %(default)s"
+    )
     _decode_options(command)
 
     command = commands.add_parser(
@@ -152,15 +165,24 @@ def _generate(arguments) -> int:
         "statistics": out.statistics.as_dict(),
     }
     if not arguments.no_baseline:
-        from .bench import plain
-
-        plain(decoder, [ids], short)
-        name, tokens, seconds = plain(decoder, [ids], options)
+        name, plain = _baseline(decoder, options)
+        plain([ids], short["max_new_tokens"])
+        start = time.perf_counter()
+        tokens = plain([ids], arguments.max_new_tokens).tokens[0]
         result["baseline"] = name
-        result["baseline_tokens_per_second"] = len(tokens[0]) / seconds
-        result["identical"] = tokens[0] == out.tokens[0]
+        result["baseline_tokens_per_second"] = len(tokens) / (time.perf_counter() - start)
+        result["identical"] = tokens == out.tokens[0]
     print(json.dumps(result) if arguments.json else _summary(result))
     return 0
+
+
+def _baseline(decoder, options: dict):
+    """Plain decoding: transformers' generate; sampling: ours, since generate has other noise."""
+    from .bench import Generate, Ours
+
+    if options["temperature"] == 0:
+        return "transformers generate", Generate(decoder)
+    return "plain sampling", Ours(decoder, **(options | {"speculative": False}))
 
 
 def _summary(result: dict) -> str:
@@ -188,20 +210,33 @@ def _train(arguments) -> int:
 
 def _bench_decode(arguments) -> int:
     from . import bench
+    from .prompts import encode
+    from .results import origin
 
-    prompts = bench.read_prompts(arguments.prompts, arguments.limit)
-    result = bench.decode(
-        _decoder(arguments),
-        prompts,
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        num_nodes=arguments.num_nodes,
-        min_score=arguments.min_score,
-    )
+    records = bench.read_prompts(arguments.prompts or bench.DEFAULT_PROMPTS, arguments.limit)
+    decoder = _decoder(arguments)
+    options = {"num_nodes": arguments.num_nodes, "min_score": arguments.min_score}
+    methods = bench.make_methods(arguments.methods, decoder, options)
+    prompts = {record["category"]: [] for record in records}
+    for record in records:
+        prompts[record["category"]].append(encode(record, decoder.tokenizer))
+    result = bench.Comparison()
+    for batch_size in arguments.batch_size:
+        result += bench.compare(
+            methods, prompts, batch_size=batch_size, max_new_tokens=arguments.max_new_tokens
+        )
+    setting = {
+        "model": arguments.model, "dtype": arguments.dtype,
+        "max_new_tokens": arguments.max_new_tokens, **origin(arguments.device),
+    }  # fmt: skip
+    if arguments.csv:
+        result.write(arguments.csv, f"{arguments.name}_{arguments.device}", setting)
     if arguments.json:
-        print(json.dumps(result))
+        print(json.dumps(setting | asdict(result)))
     else:
-        Console().print(bench.tables(result))
+        console = Console(width=max(110, Console().width))
+        console.print(*bench.tables(result), sep="\n")
+        print(", ".join(f"{name} {value}" for name, value in setting.items()))
     return 0
 
 

@@ -12,7 +12,7 @@ from . import __version__, _library
 PACKAGES = ("torch", "triton", "numpy", "transformers", "safetensors")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -25,7 +25,7 @@ def environment() -> dict:
     return {
         "dspark_kernels": __version__,
         "python": platform.python_version(),
-        "packages": {package: _version(package) for package in PACKAGES},
+        "packages": {package: version_of(package) for package in PACKAGES},
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "native_library": str(_library.NATIVE_PATH) if _library.NATIVE_PATH else "not built",

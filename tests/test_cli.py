@@ -59,39 +59,6 @@ def test_generate_reads_stdin(folders, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["prompt"] == "from a pipe"
 
 
-@pytest.mark.parametrize("batch_size", ["1", "3"])
-def test_bench_decode_json(folders, tmp_path, capsys, batch_size):
-    prompts = tmp_path / "prompts.jsonl"
-    categories = ["code", "chat", "code", "chat", "code"]
-    lines = [{"prompt": f"tell {i} of it", "category": c} for i, c in enumerate(categories)]
-    prompts.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    arguments = ("--prompts", str(prompts), "--json", "--batch-size", batch_size)
-    assert run(folders, "bench decode", *arguments) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert {name: row["prompts"] for name, row in result["categories"].items()} == {
-        "code": 3,
-        "chat": 2,
-    }
-    fields = {
-        *("prompts", "tokens_per_step", "tokens_per_second", "baseline_tokens_per_second"),
-        *("speedup", "identical"),
-    }
-    for row in (result["total"], *result["categories"].values()):
-        assert set(row) == fields
-        assert row["identical"] == row["prompts"]
-        assert row["speedup"] == pytest.approx(
-            row["tokens_per_second"] / row["baseline_tokens_per_second"]
-        )
-
-
-def test_bench_decode_prints_a_table(folders, tmp_path, capsys):
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
-    assert run(folders, "bench decode", "--prompts", str(prompts), "--limit", "1") == 0
-    out = capsys.readouterr().out
-    assert "tokens/step" in out and "1/1" in out
-
-
 def test_profile(folders, capsys):
     models = ["--model", str(folders / "model"), "--draft", str(folders / "draft")]
     assert main(["profile", *models, "--json"]) == 0
@@ -134,16 +101,3 @@ def test_bad_input_is_one_sentence(folders, capsys, arguments, message):
     assert captured.err.strip().splitlines()[-1].startswith("dspark: error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [("", "at least one prompt"), ('{"prompt": "a"}\nnonsense', "line 2 must be a JSON object")],
-)
-def test_bad_prompt_files(folders, tmp_path, capsys, text, message):
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(text)
-    assert run(folders, "bench decode", "--prompts", str(prompts)) == 2
-    assert message in capsys.readouterr().err
-    assert run(folders, "bench decode", "--prompts", str(tmp_path / "none.jsonl")) == 2
-    assert "none.jsonl" in capsys.readouterr().err

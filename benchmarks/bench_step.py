@@ -1,0 +1,217 @@
+"""One plain and one tree step of a 7B-class model: python -m benchmarks.bench_step --config NAME
+
+The model has the architecture of the name and random weights; nothing is downloaded. Times are of
+the whole step of the loop - draft, target pass, draw, acceptance - over a cache filled to the
+context. They do not depend on the weights, tokens per step do: so the tokens per step needed for a
+speed-up are what follows from the times, in columns of their own (needed_*).
+"""
+
+import argparse
+import contextlib
+import gc
+import statistics
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from dspark_kernels import decode
+from dspark_kernels.heads import DraftConfig, DraftModel
+from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.results import origin, write_csv
+from dspark_kernels.sampling import Sampling
+from dspark_kernels.state import State
+
+from .timing import synchronize, timed_call
+
+LLAMA_7B = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}  # fmt: skip
+CONFIGS = {
+    "deepseek-llm-7b": LlamaConfig(vocab_size=102400, num_hidden_layers=30, **LLAMA_7B),
+    "deepseek-coder-6.7b": LlamaConfig(vocab_size=32256, num_hidden_layers=32, **LLAMA_7B),
+    "llama-3-8b": LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8,
+    ),
+    "qwen3-8b": Qwen3Config(
+        vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2,
+    ),
+}  # fmt: skip
+SPEEDUPS = (1.0, 2.53, 3.01)  # to break even, and the two that an article claims
+RUNS = 15
+
+
+def build(name: str, device: str, dtype: torch.dtype):
+    """A target with random weights and a draft for it, bound."""
+    config = CONFIGS[name]
+    config.max_position_embeddings = 65536
+    with torch.device(device), default_dtype(dtype):
+        model = AutoModelForCausalLM.from_config(config)
+    target = TransformersTarget(model)
+    hidden_size, vocab_size, num_layers = target.identity
+    draft = DraftModel(
+        DraftConfig(
+            hidden_size=hidden_size, vocab_size=vocab_size, num_layers=num_layers,
+            feature_layers=[2 * num_layers // 3], num_candidates=32, feature_size=128,
+            hidden_feature=False, rank=64,
+        )
+    ).bind(target.embedding, target.lm_head)  # fmt: skip
+    target.feature_layers = draft.feature_layers
+    return target, draft
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def cache_bytes(target, batch: int, slots: int) -> int:
+    """Bytes of keys and values of `slots` tokens per request."""
+    per_token = 2 * target.num_layers * target.kv_heads * target.head_dim * target.dtype.itemsize
+    return batch * slots * per_token
+
+
+def state_at(target, batch: int, context: int, room: int) -> State:
+    """Requests with `context` tokens of random keys and values in the cache."""
+    device, slots = target.device, context + room
+    cache = target.new_cache(batch, slots)
+    for layer in cache.storage:
+        layer.normal_()
+    cache.seqlens.fill_(context)
+    hidden_size, vocab_size, _ = target.identity
+    features = len(target.feature_layers) * hidden_size
+    return State(
+        cache=cache,
+        history=torch.randint(vocab_size, (batch, slots), device=device),
+        lengths=torch.full((batch,), context + 1, dtype=torch.int32, device=device),
+        hidden=torch.randn(batch, hidden_size, device=device, dtype=target.dtype),
+        features=torch.randn(batch, features, device=device, dtype=target.dtype),
+        sampling=Sampling().tensors(batch, device),
+        stop=torch.zeros(0, dtype=torch.int64, device=device),
+        limit=torch.full((batch,), 2**30, dtype=torch.int32, device=device),
+        done=torch.zeros(batch, dtype=torch.bool, device=device),
+    )
+
+
+def step_of(target, draft, state: State, context: int, num_nodes: int):
+    """A call that makes one step and puts the state back where it was; it captures in a graph."""
+
+    @torch.inference_mode()
+    def call():
+        decode.step(target, draft, state, num_nodes, 0.0, lambda phase: contextlib.nullcontext())
+        state.cache.seqlens.fill_(context)
+        state.lengths.fill_(context + 1)
+
+    return call
+
+
+def milliseconds(call, device: str) -> float:
+    """Median time of a call, after three that do not count."""
+    for _ in range(3):
+        call()
+    synchronize(device)
+    return 1e3 * statistics.median(timed_call(call, device) for _ in range(RUNS))
+
+
+def captured(call):
+    """The call as a CUDA graph: (replay, ""), or (None, why it cannot be captured)."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return None, str(error).splitlines()[0]
+    return graph.replay, ""
+
+
+def measure(target, draft, batch: int, context: int, num_nodes: int, device: str) -> dict:
+    """The columns of one row: measured times, then what follows from them."""
+    room = num_nodes + 2 * decode.max_depth(draft) + 2
+    row = {"batch": batch, "context": context, "nodes": num_nodes}
+    measured = dict.fromkeys(("plain_ms", "tree_ms", "plain_graph_ms", "tree_graph_ms"))
+    note, needed = "", cache_bytes(target, batch, context + room)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else 8 * 2**30
+    if needed > 0.9 * free:
+        note = f"not run: a cache of {needed / 2**30:.0f} GiB does not fit"
+    else:
+        state = state_at(target, batch, context, room)
+        for name, drafted, nodes in (("plain", None, 1), ("tree", draft, num_nodes)):
+            call = step_of(target, drafted, state, context, nodes)
+            measured[f"{name}_ms"] = milliseconds(call, device)
+            if device == "cuda":
+                replay, why = captured(call)
+                note = note or why
+                measured[f"{name}_graph_ms"] = replay and milliseconds(replay, device)
+    follows = {}
+    for way, suffix in (("eager", "_ms"), ("graph", "_graph_ms")):
+        plain, tree = measured[f"plain{suffix}"], measured[f"tree{suffix}"]
+        for speedup in SPEEDUPS:
+            value = speedup * tree / plain if plain and tree else None
+            follows[f"needed_{way}_{speedup:g}x"] = value
+    return row | measured | follows | {"note": note}
+
+
+def tables(name: str, rows: list[dict]):
+    """What was measured, and what follows from it, in two tables."""
+    place = ("batch", "context", "nodes")
+    kinds = {
+        f"{name}: milliseconds per step, measured": [k for k in rows[0] if k.endswith("_ms")],
+        "tokens per step needed, which follows from these times": [
+            k for k in rows[0] if k.startswith("needed_")
+        ],
+    }
+    for title, fields in kinds.items():
+        table = Table(*place, *(field.removeprefix("needed_") for field in fields), title=title)
+        for row in rows:
+            values = ("" if row[field] is None else f"{row[field]:.2f}" for field in fields)
+            table.add_row(*(str(row[field]) for field in place), *values)
+        yield table
+    yield from dict.fromkeys(row["note"] for row in rows if row["note"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_step", description=__doc__)
+    parser.add_argument("--config", choices=CONFIGS, nargs="+", default=["tiny"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--context", type=int, nargs="+", default=[512, 4096, 32768])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--csv", type=Path, metavar="DIR", help="write <DIR>/step_<device>.csv")
+    options = parser.parse_args()
+    console, results = Console(width=130), []
+    for name in options.config:
+        target, draft = build(name, options.device, getattr(torch, options.dtype))
+        rows = []
+        for batch in options.batch:
+            for context in options.context:
+                for nodes in options.nodes:
+                    with console.status(f"{name}, batch {batch}, context {context}, nodes {nodes}"):
+                        rows.append(measure(target, draft, batch, context, nodes, options.device))
+        console.print(*tables(name, rows), sep="\n")
+        setting = {"dtype": options.dtype, **origin(options.device)}
+        results += [{"config": name} | row | setting for row in rows]
+        del target, draft
+        gc.collect()
+    if options.csv:
+        write_csv(options.csv / f"step_{options.device}.csv", results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
