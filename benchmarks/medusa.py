@@ -4,11 +4,10 @@ The heads are those of our draft, without its gate and without lookup; the tree 
 the nodes which the heads' observed accuracies make the likeliest, as Medusa chooses its own.
 """
 
-import heapq
-
 import torch
 
 from dspark_kernels import DraftTree, chain, linear_topk, static_tree
+from dspark_kernels.accept import medusa_choices
 from dspark_kernels.bench import DEFAULT_PROMPTS, Decoded, read_prompts
 from dspark_kernels.prompts import encode
 
@@ -27,7 +26,7 @@ class Medusa:
         if decoder.draft is None:
             raise ValueError("medusa: the model needs a draft, whose heads it uses")
         self.decoder = decoder
-        choices = choose(_accuracies(decoder), num_nodes)
+        choices = medusa_choices(_accuracies(decoder), num_nodes)
         self.tree = template(choices)
         self.max_nodes, self.max_depth = num_nodes, int(self.tree.depths.max())
         self.note = (
@@ -49,19 +48,6 @@ def template(choices) -> DraftTree:
     heads = max(map(len, choices))
     places = torch.arange(heads * RANKS).view(1, heads, RANKS)
     return static_tree(choices, places, torch.zeros(1, dtype=torch.int64))
-
-
-def choose(accuracy: torch.Tensor, num_nodes: int) -> list[tuple[int, ...]]:
-    """The likeliest num_nodes - 1 choices if accuracy[h, c] is that of rank c of head h."""
-    table = accuracy.tolist()
-    chosen, frontier = [], [(-probability, (rank,)) for rank, probability in enumerate(table[0])]
-    heapq.heapify(frontier)
-    while frontier and len(chosen) < num_nodes - 1:
-        score, choice = heapq.heappop(frontier)
-        chosen.append(choice)
-        for rank, probability in enumerate(table[len(choice)] if len(choice) < len(table) else ()):
-            heapq.heappush(frontier, (score * probability, (*choice, rank)))
-    return chosen
 
 
 def candidates(draft, state) -> torch.Tensor:

@@ -104,17 +104,14 @@ def medusa_choices(accuracy: torch.Tensor, num_nodes: int) -> list[tuple[int, ..
 
     accuracy [H, C]: how often the candidate of a rank is the true token, whatever its parent.
     """
-    heads, candidates = accuracy.shape
-    chosen, heap = [], [(-float(accuracy[0, 0]), (0,))]
-    while heap and len(chosen) < num_nodes - 1:
-        score, path = heapq.heappop(heap)
+    table = accuracy.tolist()
+    chosen, frontier = [], [(-probability, (rank,)) for rank, probability in enumerate(table[0])]
+    heapq.heapify(frontier)
+    while frontier and len(chosen) < num_nodes - 1:
+        score, path = heapq.heappop(frontier)
         chosen.append(path)
-        depth, rank = len(path), path[-1]
-        if depth < heads:
-            heapq.heappush(heap, (score * float(accuracy[depth, 0]), (*path, 0)))
-        if rank + 1 < candidates and accuracy[depth - 1, rank] > 0:
-            ratio = float(accuracy[depth - 1, rank + 1] / accuracy[depth - 1, rank])
-            heapq.heappush(heap, (score * ratio, (*path[:-1], rank + 1)))
+        for rank, probability in enumerate(table[len(path)] if len(path) < len(table) else ()):
+            heapq.heappush(frontier, (score * probability, (*path, rank)))
     return chosen
 
 

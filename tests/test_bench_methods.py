@@ -7,7 +7,7 @@ from tiny import tiny_draft, tiny_model, tiny_tokenizer
 
 from benchmarks.decode import METHODS
 from benchmarks.lookahead import Lookahead, Request, _tree
-from benchmarks.medusa import RANKS, choose, template
+from benchmarks.medusa import RANKS, template
 from dspark_kernels import DraftTree
 from dspark_kernels.bench import make_methods
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
@@ -107,12 +107,6 @@ def test_pool_keeps_the_latest():
 def test_bad_sizes(decoder, name, message):
     with pytest.raises(ValueError, match=message):
         make_methods([name], decoder, {})
-
-
-def test_static_tree_takes_the_likeliest_choices():
-    accuracy = torch.tensor([[0.5, 0.3, 0.1], [0.8, 0.1, 0.0]])
-    assert choose(accuracy, 6) == [(0,), (0, 0), (1,), (1, 0), (2,)]
-    assert len(choose(torch.full((4, RANKS), 0.1), 64)) == 63
 
 
 def test_template_says_which_candidate_a_node_takes():
