@@ -111,6 +111,7 @@ def plot(tallies: dict, path: Path, title: str) -> None:
             color=line.get_color(),
         )  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.set_xticks(fixed, [str(size) for size in fixed])
     axes.set_xlabel("tree nodes per step (stars: chosen by the scheduler, mean)")
     axes.set_ylabel("tokens per second")
     axes.set_title(title)
