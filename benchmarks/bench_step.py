@@ -88,24 +88,17 @@ def cache_bytes(target, batch: int, slots: int) -> int:
 
 def state_at(target, batch: int, context: int, room: int) -> State:
     """Requests with `context` tokens of random keys and values in the cache."""
-    device, slots = target.device, context + room
-    cache = target.new_cache(batch, slots)
-    for layer in cache.storage:
+    sampling = Sampling().tensors(batch, target.device)
+    state = State.empty(target, batch, context + room, sampling, 0)
+    for layer in state.cache.storage:
         layer.normal_()
-    cache.seqlens.fill_(context)
-    hidden_size, vocab_size, _ = target.identity
-    features = len(target.feature_layers) * hidden_size
-    return State(
-        cache=cache,
-        history=torch.randint(vocab_size, (batch, slots), device=device),
-        lengths=torch.full((batch,), context + 1, dtype=torch.int32, device=device),
-        hidden=torch.randn(batch, hidden_size, device=device, dtype=target.dtype),
-        features=torch.randn(batch, features, device=device, dtype=target.dtype),
-        sampling=Sampling().tensors(batch, device),
-        stop=torch.zeros(0, dtype=torch.int64, device=device),
-        limit=torch.full((batch,), 2**30, dtype=torch.int32, device=device),
-        done=torch.zeros(batch, dtype=torch.bool, device=device),
-    )
+    state.cache.seqlens.fill_(context)
+    state.history.random_(target.lm_head.shape[0])
+    state.lengths.fill_(context + 1)
+    state.hidden.normal_()
+    state.features.normal_()
+    state.limit.fill_(2**30)
+    return state
 
 
 def step_of(target, draft, state: State, context: int, num_nodes: int):

@@ -41,10 +41,9 @@ Tensor draft_blocks(Tensor hidden, Tensor weight, Tensor bias, std::optional<Ten
 
   Tensor out = empty({p.rows, p.heads, p.dim}, dtype);
   if (out.numel() == 0) return out;
-  constexpr int64_t kMaxTasks = 64;
   const auto sizes = DSPARK_CALL_CPU_KERNEL(draft_blocks_sizes, p);
-  const int64_t columns = p.heads * p.dim, tiles = (columns + sizes.tile - 1) / sizes.tile;
-  p.task_rows = (tiles + kMaxTasks - 1) / kMaxTasks * sizes.tile;
+  const int64_t columns = p.heads * p.dim;
+  p.task_rows = columns_per_task(columns, sizes.tile);
   const Tensor packed = empty({sizes.packed_floats}, ScalarType::Float);
   p.packed = packed.mutable_data_ptr<float>();
   p.out = out.mutable_data_ptr();

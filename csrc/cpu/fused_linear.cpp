@@ -54,10 +54,8 @@ Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> b
 
   Tensor out = empty({p.rows, p.width}, dtype);
   if (out.numel() == 0) return out;
-  constexpr int64_t kMaxTasks = 64;
   const auto sizes = DSPARK_CALL_CPU_KERNEL(fused_linear_sizes, p);
-  const int64_t tiles = (p.width + sizes.tile - 1) / sizes.tile;
-  p.task_columns = (tiles + kMaxTasks - 1) / kMaxTasks * sizes.tile;
+  p.task_columns = columns_per_task(p.width, sizes.tile);
   const Tensor packed = empty({sizes.packed_floats}, ScalarType::Float);
   const Tensor normed = empty({p.norm_weight ? p.rows : 0, p.depth}, dtype);
   p.packed = packed.mutable_data_ptr<float>(), p.normed = normed.mutable_data_ptr();

@@ -92,11 +92,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t 
   Tensor logsumexp = empty({p.rows}, ScalarType::Float);
   if (p.rows == 0) return {keys, ids, logsumexp};
 
-  // the tasks depend on the shape alone, so that the logsumexp does not depend on the threads
-  constexpr int64_t kMaxTasks = 64;
   const auto sizes = DSPARK_CALL_CPU_KERNEL(linear_topk_sizes, p);
-  const int64_t tiles = (p.vocab + sizes.tile - 1) / sizes.tile;
-  p.task_rows = (tiles + kMaxTasks - 1) / kMaxTasks * sizes.tile;
+  p.task_rows = columns_per_task(p.vocab, sizes.tile);
   const int64_t tasks = (p.vocab + p.task_rows - 1) / p.task_rows, workers = num_workers(tasks);
   p.padded_rows = sizes.padded_rows;
   const int64_t lists = workers * p.rows * k;

@@ -14,6 +14,14 @@ inline int64_t num_workers(int64_t tasks) {
   return std::clamp<int64_t>(tasks, 1, torch::stable::get_num_threads());
 }
 
+// How many of `columns` one task takes: whole tiles, at most 64 tasks. It depends on the shape
+// alone, so that no result depends on the number of threads.
+inline int64_t columns_per_task(int64_t columns, int64_t tile) {
+  constexpr int64_t kMaxTasks = 64;
+  const int64_t tiles = (columns + tile - 1) / tile;
+  return (tiles + kMaxTasks - 1) / kMaxTasks * tile;
+}
+
 // Calls f(worker, task) once for every task; a worker takes the next task when it is free, so one
 // worker's tasks come in ascending order. 0 <= worker < num_workers(tasks). f must not throw.
 template <typename F>

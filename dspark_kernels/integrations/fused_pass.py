@@ -40,8 +40,13 @@ class FusedLayer:
         window = getattr(attention.config, "sliding_window", None)  # of all layers, or of some
         self.window = getattr(attention, "sliding_window", window)
 
-    def __call__(self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors) -> Tensor:
-        """x [B·N, D] -> [B·N, D]; angles: cos and sin [B, N, E]; keys, values: this layer's."""
+    def __call__(
+        self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors, slots
+    ) -> Tensor:
+        """x [B·N, D] -> [B·N, D]; angles: cos and sin [B, N, E]; keys, values: this layer's.
+
+        slots: where a prompt's keys and values go, see `KVCache.slots`; not read with a tree.
+        """
         batch, nodes = angles[0].shape[:2]
         qkv = ops.fused_linear.default(x, *self.qkv, self.norms[0], self.eps, False, None)
         q = ops.rotary_append.default(
@@ -49,7 +54,6 @@ class FusedLayer:
             values, cache.seqlens, cache.block_table,
         )  # fmt: skip
         if ancestors is None:
-            slots = cache.slots(nodes)
             heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))
             out = causal_attention(*heads, self.scaling, self.window)
         else:
@@ -94,9 +98,10 @@ class FusedPass:
         embedded = decoder.embed_tokens(tokens)  # [B, N, D]
         angles = decoder.rotary_emb(embedded, positions)
         x, states = embedded.flatten(0, 1), []
+        slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)
-            x = layer(x, angles, keys, values, cache, ancestors)
+            x = layer(x, angles, keys, values, cache, ancestors, slots)
         hidden = decoder.norm(x).view_as(embedded)
         states.append(hidden.flatten(0, 1))
         if not feature_layers:
