@@ -74,6 +74,10 @@ class Drafter:
             if tokens:
                 request.observe(tokens, draws)
 
+    def select(self, requests) -> None:
+        """Go on with these."""
+        self.requests = [self.requests[request] for request in requests]
+
 
 def _tree(rows, widest: int, device) -> DraftTree:
     """The trees of (tokens, parents, number up for acceptance) per request."""

@@ -8,10 +8,12 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from dspark_kernels import DraftTree
 from dspark_kernels.decode import Generation, prefill, verify
+from dspark_kernels.packing import survivors
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
 from dspark_kernels.statistics import Clock, Results
@@ -25,6 +27,9 @@ class Drafter(Protocol):
 
     def observe(self, emitted: list[list[int]], drawn: torch.Tensor) -> None:
         """Take the tokens that each request got, and the target's draws at all nodes [B, N]."""
+
+    def select(self, requests: list[int]) -> None:
+        """Go on with these of several requests; the others have met their end."""
 
 
 class Drafting(Protocol):
@@ -54,16 +59,22 @@ def generate(
     with clock("draft"):
         texts = [[*prompt, token] for prompt, token in zip(prompts, first, strict=True)]
         drafter = drafting.start(texts)
+    requests = np.arange(len(prompts))
     while not results.finished:
         with clock("draft"):
             tree = drafter.propose(state)
         outcome, drawn = verify(target, state, tree, drafting.max_depth, clock)
         with clock("host"):
             tokens, counts = outcome.tokens.tolist(), outcome.counts.tolist()
-            results.add_step(tokens, counts, outcome.nodes.tolist())
+            results.add_step(requests, tokens, counts, outcome.nodes.tolist())
         with clock("draft"):
             emitted = [row[:count] for row, count in zip(tokens, counts, strict=True)]
             drafter.observe(emitted, drawn)
+        with clock("host"):
+            kept = survivors(results.running[requests])
+            if kept is not None and target.device.type == "cpu":  # as `decode.generate` does
+                state, requests = state.select(torch.from_numpy(kept)), requests[kept]
+                drafter.select(kept.tolist())
     results.statistics.decode_seconds = time.perf_counter() - started
     results.statistics.seconds = clock.seconds()
     return Generation(results.tokens, results.statistics)

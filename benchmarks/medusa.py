@@ -75,6 +75,10 @@ class Drafter:
     def observe(self, emitted, drawn) -> None:
         """Nothing is learnt."""
 
+    def select(self, requests) -> None:
+        """Go on with as many; the tree is the same for all."""
+        self.tree = DraftTree(*(part[: len(requests)] for part in self.tree))
+
 
 class Observer:
     """Decodes plainly and keeps what the heads would have proposed."""

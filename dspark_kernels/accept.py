@@ -70,9 +70,9 @@ def _states(target, prompt: list[int], tokens: list[int]) -> torch.Tensor:
     ids = torch.tensor([prompt + tokens[:-1]], device=target.device)
     positions = torch.arange(ids.shape[1], device=target.device)[None]
     hidden, features = target.forward(ids, positions, target.new_cache(1, ids.shape[1]))
-    states = hidden[0, :, None]
+    states = hidden[:, None]
     if features is not None:
-        states = torch.cat((states, features[0].unflatten(-1, (-1, hidden.shape[-1]))), dim=1)
+        states = torch.cat((states, features.unflatten(-1, (-1, hidden.shape[-1]))), dim=1)
     return states[len(prompt) - 1 :].bfloat16().cpu()
 
 

@@ -63,6 +63,21 @@ class KVCache:
         """Keys and values as `accept_tree` takes them: one cache [B, S, L, 2, Hkv, E]."""
         return [self.storage.permute(2, 3, 0, 1, 4, 5)]
 
+    def select(self, requests: torch.Tensor) -> "KVCache":
+        """The cache of these requests alone, in the same storage, where the others are lost.
+
+        requests: int64 [K] on the host, distinct; the i-th is i, or K or more and moves to i.
+        """
+        storage, table = self.storage, self.block_table
+        if table is None:
+            for place, request in enumerate(requests.tolist()):
+                if request != place:
+                    storage[:, :, place] = storage[:, :, request]
+            storage = storage[:, :, : len(requests)]
+        else:
+            table = table[requests]
+        return KVCache(storage, self.seqlens[requests], table)
+
     def slots(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index of the `count` slots behind each request's tokens: two int64 [B, count] tensors.
 

@@ -31,14 +31,14 @@ class CostTable:
     batches: list[int]
     draft_seconds: list[float]  # [batches]
 
-    def step(self, batch: int, num_nodes: int, context: float) -> float:
-        """Seconds of a step; plain decoding, one node, drafts nothing.
+    def step(self, batch: int, nodes: int, context: float) -> float:
+        """Seconds of a step over `nodes` of all requests; with no more than one each, no draft.
 
         Linear between the measured points, and beyond the last ones.
         """
-        curves = [_line(batch * num_nodes, self.tokens, row) for row in self.pass_seconds]
+        curves = [_line(nodes, self.tokens, row) for row in self.pass_seconds]
         seconds = _line(context, self.contexts, curves)
-        return seconds + (self.draft(batch) if num_nodes > 1 else 0.0)
+        return seconds + (self.draft(batch) if nodes > batch else 0.0)
 
     def draft(self, batch: int) -> float:
         """Seconds of a draft."""

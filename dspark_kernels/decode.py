@@ -11,17 +11,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from .graph import Graphs, Readback, Session
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk
+from .packing import Budget, Rows, best_rows, survivors
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State, check_arguments
 from .statistics import Clock, Results, Statistics, no_clock
 from .tree import DraftTree, chain
 
-Choice = Callable[[torch.Tensor], int]  # scores float32 [B, M] -> number of nodes
+Choice = Callable[[torch.Tensor], Budget]  # from scores, float32 [B, M]
 
 
 @dataclass
@@ -74,44 +76,61 @@ def candidates(draft, state: State) -> dict:
 def propose(
     draft, state: State, max_nodes: int, min_score: float, choose: Choice | None = None,
     clock=no_clock,
-) -> tuple[DraftTree, torch.Tensor]:  # fmt: skip
-    """The tree of this step, and the scores [B, max_nodes] which `choose` cut it by."""
+) -> tuple[DraftTree, torch.Tensor, Rows | None]:  # fmt: skip
+    """The trees of this step, the scores [B, max_nodes] which `choose` cut them by, and which of
+    their slots the target is to verify: None for all."""
     with clock("draft"):
         found = candidates(draft, state)
     with clock("gate"):
         tree = glm_tree(**found, num_nodes=max_nodes, min_score=min_score)
         scores = tree.scores
-        num_nodes = max_nodes if choose is None else choose(scores)
+        num_nodes, total = (max_nodes, scores.numel()) if choose is None else choose(scores)
         if num_nodes < max_nodes:  # the same best nodes, fewer of them
             tree = glm_tree(**found, num_nodes=num_nodes, min_score=min_score)
-    return tree, scores
+        rows = None
+        if total < tree.scores.numel():
+            rows = best_rows(tree.scores, state.remaining, total)
+    return tree, scores, rows
 
 
 def verify(
-    target, state: State, tree: DraftTree, max_depth: int, clock: Clock
+    target, state: State, tree: DraftTree, max_depth: int, clock: Clock, rows: Rows | None = None
 ) -> tuple[Outcome, torch.Tensor]:
-    """Run the target over the tree, draw at its nodes, and move on to the end of the path.
+    """Run the target over the trees, draw at their nodes, and move on to the end of the path.
 
-    Returns the outcome, and the target's draws at all nodes, int64 [B, N].
+    rows: the slots to run over, None for all. Returns the outcome, and the target's draws at all
+    nodes, int64 [B, N], 0 at those left out.
     """
-    cache = state.cache
+    cache, tokens, num_nodes = state.cache, tree.tokens, tree.num_nodes
+    batch, nodes = tokens.shape
+    first = nodes * torch.arange(batch, device=tokens.device)  # slot of each root
+    slots = None if rows is None else rows.slots
     with clock("verify"):
         positions = cache.seqlens[:, None].long() + tree.depths
-        hidden, features = target.forward(tree.tokens, positions, cache, tree.ancestors)
+        hidden, features = target.forward(tokens, positions, cache, tree.ancestors, slots)
     with clock("draw"):
-        drawn = draw(target, hidden, positions + 1, state.sampling)
+        verified = torch.arange(batch * nodes, device=tokens.device) if rows is None else slots
+        request, next_positions = verified // nodes, positions.flatten()[verified] + 1
+        drawn = draw(target, hidden, next_positions, request, state.sampling)
+        if rows is not None:  # the walk never meets a node that is left out
+            drawn = torch.zeros_like(tokens).flatten().index_copy_(0, slots, drawn)
+            tokens = tokens.masked_fill(~rows.kept, -1)
+            used = torch.arange(nodes, device=tokens.device) < num_nodes[:, None]
+            num_nodes = (rows.kept & used).sum(dim=1, dtype=torch.int32)
+        drawn = drawn.view(batch, nodes)
     with clock("accept"):
-        path, tokens, counts, last = accept_tree(
-            tree, drawn, cache.tensors, cache.seqlens, block_table=cache.block_table,
-            max_depth=max_depth,
+        path, emitted, counts, last = accept_tree(
+            tree._replace(tokens=tokens), drawn, cache.tensors, cache.seqlens,
+            block_table=cache.block_table, max_depth=max_depth,
         )  # fmt: skip
         accepted = path[:, 1:].long()
         path_scores = tree.scores.gather(1, accepted.clamp(min=0)).masked_fill(accepted < 0, -1.0)
         counts = counts.masked_fill(state.done, 0)
-        state.keep(hidden, features, last)
+        row = first + last
+        state.keep(hidden, features, row if rows is None else rows.place.flatten()[row])
         cache.seqlens += counts
-        state.append(tokens, counts)
-    return Outcome(tokens, counts, tree.num_nodes, path_scores), drawn
+        state.append(emitted, counts)
+    return Outcome(emitted, counts, num_nodes, path_scores), drawn
 
 
 def step(
@@ -120,12 +139,13 @@ def step(
 ) -> Outcome:  # fmt: skip
     """One step of all requests: one token each without a draft, else up to `num_nodes` nodes.
 
-    choose: is given the scores of these nodes, and says how many of the best to verify.
+    choose: is given the scores of these nodes, and says how many of the best to verify: of one
+    request at most, and of all together.
     """
     if draft is None:
         return verify(target, state, chain(state.root[:, None]), 0, clock)[0]
-    tree, scores = propose(draft, state, num_nodes, min_score, choose, clock)
-    outcome, _drawn = verify(target, state, tree, max_depth(draft), clock)
+    tree, scores, rows = propose(draft, state, num_nodes, min_score, choose, clock)
+    outcome, _drawn = verify(target, state, tree, max_depth(draft), clock, rows)
     return outcome._replace(scores=scores)
 
 
@@ -151,12 +171,10 @@ def prefill(
     positions = torch.arange(longest, device=target.device).expand(batch, -1)
     hidden, features = target.forward(state.history[:, :longest], positions, state.cache)
     state.cache.seqlens.copy_(state.lengths)
-    state.keep(hidden, features, state.lengths - 1)
-    position = state.lengths.long()[:, None]
-    state.append(
-        draw(target, state.hidden[:, None], position, state.sampling),
-        torch.ones_like(state.lengths),
-    )
+    request = torch.arange(batch, device=target.device)
+    state.keep(hidden, features, longest * request + state.lengths - 1)
+    tokens = draw(target, state.hidden, state.lengths.long(), request, state.sampling)
+    state.append(tokens[:, None], torch.ones_like(state.lengths))
     return state
 
 
@@ -205,7 +223,7 @@ def generate(
         target, prompts, max_new_tokens, num_nodes if fixed else num_nodes.max_nodes, sync_every
     )
     scheduler = Scheduler((num_nodes,)) if fixed else num_nodes
-    scheduler.begin()
+    scheduler.begin(len(prompts))
     session = session or Session()
     clock = Clock(target.device)
     room = scheduler.max_nodes + max_depth(draft) + 1
@@ -225,6 +243,8 @@ def generate(
         with clock("host"):
             while len(launched) > behind:
                 loop.look(launched.popleft(), (now - before) / sync_every)
+            if not graphs.cuda:
+                loop.drop_finished()
         before = time.perf_counter()
     results.statistics.decode_seconds = time.perf_counter() - started
     results.statistics.seconds = clock.seconds()
@@ -232,7 +252,8 @@ def generate(
 
 
 class _Launched(NamedTuple):
-    num_nodes: int
+    requests: np.ndarray
+    budget: Budget
     drafted: bool
     outcome: Readback
 
@@ -250,6 +271,9 @@ class _Loop:
     results: Results
     clock: Clock
 
+    def __post_init__(self):
+        self.requests = np.arange(len(self.results.tokens))  # which the rows of `state` are
+
     def launch(self) -> _Launched:
         """Start a step with as many nodes as the scheduler says; on a GPU nothing waits for it."""
         scheduler, cuda = self.scheduler, self.graphs.cuda
@@ -262,30 +286,45 @@ class _Loop:
                 self._choose,
             )  # fmt: skip
 
-        num_nodes = 1 if draft is None else scheduler.num_nodes
-        key = draft is None, num_nodes, scheduler.max_nodes, self.min_score
+        plain = Budget(1, len(self.requests))
+        key = plain if draft is None else scheduler.budget, scheduler.max_nodes, self.min_score
         with self.clock("graph") if cuda else nullcontext():
-            outcome = self.graphs(key, run)
-        num_nodes = 1 if draft is None else scheduler.num_nodes
-        return _Launched(num_nodes, draft is not None, Readback(*outcome))
+            outcome = self.graphs((draft is None, *key), run)
+        budget = plain if draft is None else scheduler.budget
+        return _Launched(self.requests, budget, draft is not None, Readback(*outcome))
 
-    def _choose(self, scores: torch.Tensor) -> int:
+    def _choose(self, scores: torch.Tensor) -> Budget:
         """On the CPU the scores of this tree decide; on a GPU those which were looked at last."""
         if not self.graphs.cuda:
-            self.scheduler.choose(scores.numpy(), self.results.remaining, self.results.context)
-        return self.scheduler.num_nodes
+            self._schedule(scores.numpy())
+        return self.scheduler.budget
+
+    def _schedule(self, scores: np.ndarray) -> None:
+        remaining = self.results.remaining[self.requests]
+        self.scheduler.choose(scores, remaining, self.results.context)
 
     def look(self, launched: _Launched, seconds: float) -> None:
         """Take a step's results, and let the scheduler learn from them."""
-        scheduler, results, num_nodes = self.scheduler, self.results, launched.num_nodes
+        results, requests = self.results, launched.requests
         outcome = Outcome(*launched.outcome.get())
-        running = results.running.copy()
+        running = results.running[requests]
         predicted = float(running.sum())
         if launched.drafted:
-            scores = outcome.scores.numpy()
-            predicted = scheduler.observe(num_nodes, scores, outcome.path_scores.numpy(), running)
+            scores, nodes = outcome.scores.numpy(), outcome.nodes.numpy()
+            path_scores = outcome.path_scores.numpy()
+            predicted += self.scheduler.observe(
+                nodes[running], scores[running], path_scores[running]
+            )
             if self.graphs.cuda and running.any():
-                scheduler.choose(scores, results.remaining, results.context)
-        results.add_step(outcome.tokens.tolist(), outcome.counts.tolist(), outcome.nodes.tolist())
+                self._schedule(scores)
+        counts = outcome.counts.tolist()
+        results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())
         observed = float(outcome.counts.numpy()[running].sum())
-        results.statistics.record_choice(num_nodes, predicted, observed, seconds)
+        results.statistics.record_choice(launched.budget.total, predicted, observed, seconds)
+
+    def drop_finished(self) -> None:
+        """Go on with the requests that have not met their end, if some have."""
+        kept = survivors(self.results.running[self.requests])
+        if kept is not None:
+            self.state = self.state.select(torch.from_numpy(kept))
+            self.requests = self.requests[kept]

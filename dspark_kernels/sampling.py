@@ -66,33 +66,30 @@ class Sampling:
         )
 
 
-def draw(target, hidden: torch.Tensor, positions: torch.Tensor, sampling: DrawTensors):
-    """The target's own draw at every node: hidden [B, N, D], positions int64 [B, N] -> ids [B, N].
+def draw(target, hidden: torch.Tensor, positions: torch.Tensor, request, sampling: DrawTensors):
+    """The target's own draws: hidden [T, D], positions and request int64 [T] -> ids int64 [T].
 
-    `positions` are those of the tokens drawn: the nodes' own plus one.
+    `positions` are those of the tokens drawn: the nodes' own plus one. `request`: whose row it is.
     """
-    batch, nodes, _ = hidden.shape
-    rows = hidden.reshape(batch * nodes, -1)
 
     def per_row(option):
-        return None if option is None else option.repeat_interleave(nodes)
+        return None if option is None else option[request]
 
     noise = {}
     if sampling.temperature is not None:
         noise = {
             "temperature": per_row(sampling.temperature),
             "seed": per_row(sampling.seed),
-            "position": positions.reshape(-1),
+            "position": positions,
         }
     if noise and sampling.truncated:
-        logits = torch.nn.functional.linear(rows, target.lm_head, target.lm_head_bias)
-        ids = sample_logits(
+        logits = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
+        return sample_logits(
             logits,
             **noise,
             top_k=per_row(sampling.top_k),
             top_p=per_row(sampling.top_p),
             min_p=per_row(sampling.min_p),
         )
-    else:
-        _, ids, _ = linear_topk(rows, target.lm_head, 1, bias=target.lm_head_bias, **noise)
-    return ids.view(batch, nodes)
+    _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
+    return ids[:, 0]

@@ -1,15 +1,18 @@
 """How many tree nodes the target verifies: the number with the most expected tokens per second.
 
 The scores of a tree are estimates of survival, so the best n of them sum to the tokens which a step
-with n nodes is expected to yield; the root's score of 1 stands for the bonus token. Every emitted
-token is the target's own draw, so any choice is lossless.
+with n nodes is expected to yield; the root's score of 1 stands for the bonus token. A batch shares
+its nodes: the best of all requests together. Every emitted token is the target's own draw, so any
+choice is lossless.
 """
 
 import numpy as np
 
 from .cost import CostTable
+from .packing import Budget, lag_weight
 
-SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes of one request
+TOTALS = (*SIZES, *(64 * n // 2 for n in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)))  # of a batch
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
 GAIN_MEMORY, LEAST_GAIN = 0.9, 0.15  # of drafting over plain decoding, in plain steps
@@ -29,13 +32,14 @@ class Scheduler:
     def __init__(self, sizes: tuple[int, ...], costs: CostTable | None = None):
         self.sizes = sizes
         self.costs = costs
-        self.num_nodes = sizes[-1]  # the last choice
+        self.budget = Budget(sizes[-1], sizes[-1])  # the last choice
         self._starts = np.array(sizes[:-1] or (1,))  # first rank of each group
+        self._group = self._starts.searchsorted(np.arange(sizes[-1]), side="right") - 1  # by rank
         self._all = np.full((2, len(self._starts)), TRUST)  # predicted and accepted, by group
         self._text = np.zeros_like(self._all)
         self._gain = np.zeros(2)  # sum, and its weight
-        self._seconds: dict[tuple[int, int], np.ndarray] = {}
-        self.begin()
+        self._seconds: dict[tuple[int, int, int], float] = {}
+        self.begin(1)
 
     @property
     def max_nodes(self) -> int:
@@ -48,8 +52,9 @@ class Scheduler:
         predicted, accepted = self._text
         return (accepted + TEXT_TRUST * self._all[1] / self._all[0]) / (predicted + TEXT_TRUST)
 
-    def begin(self) -> None:
-        """Another text: what was peculiar to the last one counts little from here on."""
+    def begin(self, batch: int) -> None:
+        """Other texts: what was peculiar to the last ones counts little from here on."""
+        self.budget = Budget(self.budget.num_nodes, batch * self.budget.num_nodes)
         self._text[:] = 0
         self._gain /= max(self._gain[1], 1.0)
         self._pause = self._rested = 0
@@ -62,62 +67,69 @@ class Scheduler:
         self._rested += 1
         return False
 
-    def choose(self, scores: np.ndarray, remaining: np.ndarray, context: float) -> int:
-        """The size for trees of these scores, float32 [B, max_nodes].
+    def choose(self, scores: np.ndarray, remaining: np.ndarray, context: float) -> Budget:
+        """The budget for trees of these scores, float32 [B, max_nodes].
 
-        remaining: [B], tokens which each request may still emit, 0 for a finished one; the batch
-        lasts as long as its last request, so tokens of those that lag behind count for more.
+        remaining: [B], tokens which each request may still emit, 0 for a finished one.
         context: mean length of the requests in tokens.
         """
+        batch, running = len(scores), remaining > 0
         if len(self.sizes) == 1:
-            return self.num_nodes
-        running = remaining > 0
-        weights = remaining[running] ** 2.0
-        weights *= len(weights) / weights.sum()
-        ranked = _ranked(scores[running]) * weights[:, None]
-        accepted = np.cumsum(self._by_group(ranked) * self.correction)
-        tokens = len(ranked) + np.concatenate(([0.0], accepted))
-        seconds = self._step_seconds(len(scores), context)
+            self.budget = Budget(self.max_nodes, batch * self.max_nodes)
+            return self.budget
+        ranked = _ranked(scores[running])
+        count = len(ranked)
+        weight = lag_weight(remaining[running].astype(np.float32))[:, None]
+        priority = ranked * weight
+        priority[:, 0] = np.inf  # every request's root is verified
+        order = np.argsort(-priority, axis=None, kind="stable")
+        gains = ranked * self.correction[self._group] * (weight / weight.mean())
+        gains = gains.ravel()[order[count:]].cumsum(dtype=np.float64)
+
+        totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
+        tokens = count + np.array([0.0, *gains[np.array(totals[1:], dtype=int) - count - 1]])
+        nodes = [batch, *totals[1:]]  # a step without draft runs over all roots
+        seconds = np.array([self._step_seconds(batch, number, context) for number in nodes])
         best = int((tokens / seconds).argmax())
-        self.num_nodes = self.sizes[best]
-        spent = seconds[best] + (self.costs.draft(len(scores)) if self.num_nodes == 1 else 0)
+        self.budget = Budget(1, batch)
+        if best:
+            most = np.bincount(order[: totals[best]] // self.max_nodes).max()
+            num_nodes = next(size for size in self.sizes if size >= most)
+            self.budget = Budget(num_nodes, totals[best])
+
+        spent = seconds[best] + (0 if best else self.costs.draft(batch))
         gain = tokens[best] / tokens[0] - spent / seconds[0]
         self._gain = GAIN_MEMORY * self._gain + (gain, 1.0)
         pays = self._gain[0] > LEAST_GAIN * self._gain[1]
         self._pause = 0 if pays else min(max(1, PAUSE_GROWTH * self._pause), LONGEST_PAUSE)
-        return self.num_nodes
+        return self.budget
 
-    def observe(self, num_nodes: int, scores, path_scores, running) -> float:
-        """Learn from a step that drafted; returns the tokens which it was expected to yield.
+    def observe(self, nodes: np.ndarray, scores: np.ndarray, path_scores: np.ndarray) -> float:
+        """Learn from a step that drafted; returns how many nodes it was expected to accept.
 
-        num_nodes: its size; scores: float32 [B, max_nodes]; path_scores: float32 [B, P], scores of
-        the accepted nodes and -1; running: bool [B].
+        nodes: int [B], verified of each request that goes on; scores: float32 [B, max_nodes];
+        path_scores: float32 [B, P], scores of the accepted nodes and -1.
         """
-        ranked, path = _ranked(scores[running]), path_scores[running]
-        groups = self.sizes.index(num_nodes) if len(self.sizes) > 1 else 1
-        if not groups or not len(ranked):
-            return float(len(ranked))
-        predicted = self._by_group(ranked)[:groups]
-        expected = float((predicted * self.correction[:groups]).sum())
-        bounds = ranked[:, self._starts[1:groups] - 1]  # score of the last node before a group
-        behind = (path[:, :, None] > 0) & (path[:, :, None] < bounds[:, None])
+        ranked = _ranked(scores)
+        ranked[np.arange(self.max_nodes) >= nodes[:, None]] = 0
+        predicted = np.add.reduceat(ranked.sum(axis=0, dtype=np.float64), self._starts)
+        expected = float(predicted @ self.correction)
+        path = path_scores[:, :, None]
+        bounds = ranked[:, self._starts[1:] - 1]  # score of the last node before a group
+        behind = (path > 0) & (path < bounds[:, None])
         accepted = -np.diff(behind.sum(axis=(0, 1)), prepend=(path > 0).sum(), append=0)
         new = np.stack((predicted, accepted))
-        part, text = self._all[:, :groups], self._text[:, :groups]
-        part[:] = TRUST + MEMORY ** len(ranked) * (part - TRUST) + new
-        text[:] = TEXT_MEMORY ** len(ranked) * text + new
-        return len(ranked) + expected
+        learned = (nodes[:, None] > self._starts).sum(axis=0)  # requests, by group
+        self._all = TRUST + MEMORY**learned * (self._all - TRUST) + new
+        self._text = TEXT_MEMORY**learned * self._text + new
+        return expected
 
-    def _by_group(self, ranked: np.ndarray) -> np.ndarray:
-        """Sums of scores by group, all requests together: float64 [groups]."""
-        return np.add.reduceat(ranked.sum(axis=0, dtype=np.float64), self._starts)
-
-    def _step_seconds(self, batch: int, context: float) -> np.ndarray:
-        """Seconds of a step, by size."""
-        key = batch, int(context) // CONTEXT_STEP
+    def _step_seconds(self, batch: int, nodes: int, context: float) -> float:
+        """Seconds of a step over so many nodes."""
+        key = batch, nodes, int(context) // CONTEXT_STEP
         if key not in self._seconds:
-            middle = (key[1] + 0.5) * CONTEXT_STEP
-            self._seconds[key] = np.array([self.costs.step(batch, n, middle) for n in self.sizes])
+            middle = (key[2] + 0.5) * CONTEXT_STEP
+            self._seconds[key] = self.costs.step(batch, nodes, middle)
         return self._seconds[key]
 
 

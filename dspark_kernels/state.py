@@ -1,6 +1,6 @@
 """What a batch of requests looks like between two steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -74,12 +74,28 @@ class State:
             if held is not None:
                 held.copy_(given)
 
-    def keep(self, hidden: torch.Tensor, features: torch.Tensor | None, index: torch.Tensor):
-        """Keep the states [B, N, D] and features [B, N, F] of each request's node `index` [B]."""
-        request = torch.arange(len(index), device=index.device)
-        self.hidden.copy_(hidden[request, index.long()])
+    def keep(self, hidden: torch.Tensor, features: torch.Tensor | None, rows: torch.Tensor):
+        """Keep each request's row of hidden [T, D] and features [T, F]; rows: int64 [B]."""
+        self.hidden.copy_(hidden[rows])
         if features is not None:
-            self.features.copy_(features[request, index.long()])
+            self.features.copy_(features[rows])
+
+    def select(self, requests: torch.Tensor) -> "State":
+        """The state of these requests alone, on this one's cache; see `KVCache.select`."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        own = {
+            name: part[requests]
+            for name, part in parts.items()
+            if isinstance(part, torch.Tensor) and name != "stop"
+        }
+        options = (None if part is None else part[requests] for part in self.sampling)
+        cache = self.cache.select(requests)
+        return replace(self, cache=cache, sampling=DrawTensors(*options), **own)
+
+    @property
+    def remaining(self) -> torch.Tensor:
+        """Tokens which each request may still emit, int32 [B]; 0 for a finished one."""
+        return (self.limit - self.lengths).masked_fill(self.done, 0)
 
     @property
     def root(self) -> torch.Tensor:

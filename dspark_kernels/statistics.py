@@ -52,7 +52,7 @@ def no_clock(phase: str):
 
 @dataclass
 class Choice:
-    """The steps of the batch that verified one number of nodes, tokens of all requests together."""
+    """The steps that verified one number of nodes, those of all requests together."""
 
     steps: int = 0
     predicted: float = 0.0  # tokens expected from the corrected scores
@@ -85,7 +85,7 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, see PHASES
     decode_seconds: float = 0.0  # wall time of all steps
-    choices: dict[int, Choice] = field(default_factory=dict)  # by nodes chosen for the step
+    choices: dict[int, Choice] = field(default_factory=dict)  # by nodes of all requests together
 
     def record(self, emitted: int, accepted: int, nodes: int) -> None:
         """Count one step of one request."""
@@ -95,9 +95,9 @@ class Statistics:
         self.accepted += [0] * (accepted + 1 - len(self.accepted))
         self.accepted[accepted] += 1
 
-    def record_choice(self, num_nodes: int, predicted: float, observed: float, seconds: float):
+    def record_choice(self, nodes: int, predicted: float, observed: float, seconds: float):
         """Count one step of the batch under the number of nodes that was chosen for it."""
-        choice = self.choices.setdefault(num_nodes, Choice())
+        choice = self.choices.setdefault(nodes, Choice())
         choice.steps += 1
         choice.predicted += predicted
         choice.observed += observed
@@ -174,12 +174,13 @@ class Results:
     ):
         batch = len(prompt_lengths)
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
+        self.lengths = np.array(prompt_lengths)  # of prompts and what followed, int64 [B]
         self.statistics = Statistics()
         self._limit = max_new_tokens
+        self._ends = self.lengths + max_new_tokens
         self._stop = frozenset(stop)
         self._on_tokens = on_tokens
         self.running = np.ones(batch, dtype=bool)  # requests that have not met their end
-        self._prompt_tokens = sum(prompt_lengths)
 
     @property
     def finished(self) -> bool:
@@ -189,12 +190,12 @@ class Results:
     @property
     def remaining(self) -> np.ndarray:
         """Tokens which each request may still emit, 0 for a finished one: int64 [B]."""
-        return self.running * (self._limit - np.array([len(tokens) for tokens in self.tokens]))
+        return self.running * (self._ends - self.lengths)
 
     @property
     def context(self) -> float:
-        """Mean length of the requests so far, their prompts included."""
-        return (self._prompt_tokens + self.statistics.tokens) / len(self.tokens)
+        """Mean length of the requests that go on, their prompts included."""
+        return float(self.lengths[self.running].mean()) if self.running.any() else 0.0
 
     def add_first(self, tokens: Sequence[int]) -> None:
         """Take the token that each request's prefill yielded."""
@@ -202,20 +203,25 @@ class Results:
             self._extend(request, [token])
 
     def add_step(
-        self, tokens: Sequence[Sequence[int]], counts: Sequence[int], nodes: Sequence[int]
+        self,
+        requests: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        counts: Sequence[int],
+        nodes: Sequence[int],
     ) -> None:
-        """Take what one step yielded: tokens [B][P+1], how many of them count, nodes verified."""
+        """Take what a step of `requests` yielded, by request: tokens, how many count, and nodes."""
         self.statistics.steps_of_batch += 1
-        for request in np.flatnonzero(self.running):
-            count = counts[request]
-            emitted = self._extend(request, tokens[request][:count])
-            self.statistics.record(emitted, count - 1, nodes[request])
+        for request, new, count, verified in zip(requests, tokens, counts, nodes, strict=True):
+            if self.running[request]:
+                emitted = self._extend(request, new[:count])
+                self.statistics.record(emitted, count - 1, verified)
 
     def _extend(self, request: int, new: Sequence[int]) -> int:
         """Append up to the stop token or the limit; returns how many tokens were taken."""
         have = self.tokens[request]
         new = until_stop(new[: self._limit - len(have)], self._stop)
         have += new
+        self.lengths[request] += len(new)
         if len(have) >= self._limit or (new and new[-1] in self._stop):
             self.running[request] = False
         if self._on_tokens is not None and new:

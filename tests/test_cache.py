@@ -41,6 +41,24 @@ def test_paged_slots_follow_the_block_table():
     assert cache.capacity == 8
 
 
+@pytest.mark.parametrize("paged", [False, True])
+def test_selected_requests_keep_their_tokens(paged):
+    cache = paged_cache(5, 8, 4) if paged else KVCache.contiguous(2, 5, 8, **SIZES)
+    cache.storage.normal_()
+    cache.seqlens += torch.arange(5, dtype=torch.int32)
+
+    def entries(of):
+        request, slot = of.slots(4)
+        return torch.stack([keys[request, slot] for keys in of.keys + of.values], 1)
+
+    kept = torch.tensor([0, 4, 2])
+    before, place = entries(cache)[kept], cache.storage.data_ptr()
+    selected = cache.select(kept)
+    assert torch.equal(entries(selected), before)
+    assert selected.seqlens.tolist() == [0, 4, 2]
+    assert selected.storage.data_ptr() == place  # no second cache
+
+
 @torch.inference_mode()
 def test_a_paged_cache_gives_what_a_contiguous_one_gives():
     target = TransformersTarget(tiny_model())

@@ -30,10 +30,10 @@ def decoder():
         (1, 8, 64, 2.5),
         (1, 8, 544, 3.5),  # halfway between the contexts
         (1, 36, 64, 6.5),  # halfway between the tokens
-        (4, 2, 0, 2.8),  # eight tokens of four requests
-        (2, 64, 1024, 20 + 64 * 16 / 56 + 0.6),  # beyond the last tokens the slope goes on
+        (4, 8, 0, 2.8),  # eight tokens of four requests
+        (2, 128, 1024, 20 + 64 * 16 / 56 + 0.6),  # beyond the last tokens the slope goes on
         (1, 1, 1984, 3.0),  # and beyond the last context
-        (8, 1, 64, 2.0),
+        (8, 8, 64, 2.0),
     ],
 )
 def test_interpolation(table, batch, nodes, context, expected):

@@ -15,7 +15,7 @@ OPTIONS = {
 
 
 def run(target, paged):
-    """Prefill of a ragged batch of two, then a tree: hidden states, features and the cache."""
+    """Prefill of a ragged batch of two, trees, and a part of them: states and the cache."""
     cache = target.new_cache(2, 24)
     if paged:
         table = torch.randperm(12, generator=torch.Generator().manual_seed(0)).view(2, 6).int()
@@ -27,7 +27,10 @@ def run(target, paged):
     ancestors = torch.tensor([1, 3, 5, 11]).view(1, 4, 1).expand(2, -1, -1).contiguous()
     positions = cache.seqlens[:, None].long() + torch.tensor([0, 1, 1, 2])
     second = target.forward(tokens[:, :4], positions, cache, ancestors)
-    return [*first, *second, cache.storage]
+    written, rows = cache.storage.clone(), torch.tensor([0, 1, 3, 4])
+    packed = target.forward(tokens[:, :4], positions, cache, ancestors, rows)
+    torch.testing.assert_close(packed[0], second[0][rows], rtol=1e-4, atol=1e-4)
+    return [*first, *second, *packed, written]
 
 
 @pytest.mark.backend

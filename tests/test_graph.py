@@ -13,6 +13,7 @@ from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import generate, prefill, step
 from dspark_kernels.graph import Graphs, Readback, Session
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.packing import Budget
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
 from dspark_kernels.statistics import no_clock
@@ -74,8 +75,13 @@ def bound_draft(target):
     return bound
 
 
-def run(target, draft, state):
-    return step(target, draft, state, NODES, 0.1, no_clock, lambda scores: CUT)
+@pytest.fixture(params=[2 * CUT, 7], ids=["equal trees", "shared nodes"])
+def budget(request):
+    return Budget(CUT, request.param)
+
+
+def run(target, draft, state, budget):
+    return step(target, draft, state, NODES, 0.1, no_clock, lambda scores: budget)
 
 
 def loaded(target, prompts, reuse=None):
@@ -83,7 +89,7 @@ def loaded(target, prompts, reuse=None):
 
 
 @torch.no_grad()
-def test_a_step_reads_no_value(target, draft, monkeypatch):
+def test_a_step_reads_no_value(target, draft, budget, monkeypatch):
     """Fake tensors have shapes only: .item(), nonzero and shapes made from data raise."""
     state, mode = loaded(target, PROMPTS[0]), FakeTensorMode(allow_non_fake_inputs=True)
     fake = {name: mode.from_tensor(tensor) for name, tensor in tensors_of(state).items()}
@@ -97,13 +103,13 @@ def test_a_step_reads_no_value(target, draft, monkeypatch):
         with pytest.raises(DataDependentOutputException):
             state.lengths[0].item()
         for drafter in (None, draft):
-            outcome = run(target, drafter, state)
+            outcome = run(target, drafter, state, budget)
             assert outcome.tokens.shape == (2, 1 if drafter is None else draft.max_depth + 1)
     assert outcome.scores.shape == (2, NODES)
 
 
 @torch.inference_mode()
-def test_a_step_does_the_same_whatever_its_data(target, draft):
+def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
     """Other prompts, lengths and a finished request: the same ops, shapes and allocations."""
     state = loaded(target, PROMPTS[0])
     buffers = tensors_of(state)
@@ -114,7 +120,7 @@ def test_a_step_does_the_same_whatever_its_data(target, draft):
         state.done[0] = done
         before = state.lengths.clone()
         with Recorder(buffers.values()) as recorder:
-            counts = run(target, draft, state).counts
+            counts = run(target, draft, state, budget).counts
         assert torch.equal(state.lengths, before + counts) and (counts[0] == 0) == done
         records.append((recorder.calls, recorder.allocations))
     assert records[0] == records[1] == records[2]
@@ -139,14 +145,14 @@ def test_replayed_steps_are_the_eager_ones(sampling, device):
     eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40) for _ in range(2))
     graphs = Graphs(replayed.history.device)
     for turn in range(12):
-        num_nodes = (NODES, CUT, NODES, 1)[turn % 4]
-        drafter = None if num_nodes == 1 else draft
+        budget = (Budget(NODES, 2 * NODES), Budget(CUT, 7), Budget(CUT, 2 * CUT), None)[turn % 4]
+        drafter = draft if budget else None
 
-        def advance(state, drafter=drafter, num_nodes=num_nodes):
-            return step(target, drafter, state, NODES, 0.0, no_clock, lambda scores: num_nodes)
+        def advance(state, drafter=drafter, budget=budget):
+            return step(target, drafter, state, NODES, 0.0, no_clock, lambda scores: budget)
 
         expected = advance(eager)
-        outcome = graphs(num_nodes, lambda advance=advance: advance(replayed))
+        outcome = graphs(budget, lambda advance=advance: advance(replayed))
         for one, other in zip(outcome, expected, strict=True):
             assert one is other is None or torch.equal(one, other)
         for name, tensor in tensors_of(eager).items():

@@ -6,7 +6,7 @@ import pytest
 from dspark_kernels.cost import CostTable
 from dspark_kernels.scheduler import LONGEST_PAUSE, SIZES, Scheduler
 
-RUNNING, REMAINING = np.ones(1, dtype=bool), np.full(1, 50)
+REMAINING = np.full(1, 50)
 
 
 def costs(per_token=0.1, fixed=8.0, draft=1.5):
@@ -25,12 +25,13 @@ def test_it_picks_the_size_with_the_highest_rate():
     scheduler = Scheduler(SIZES, costs(per_token=0.5))
     for survival in (0.3, 0.6, 0.8, 0.9, 0.99):
         rates = {n: scores(survival)[0, :n].sum() / (8 + 0.5 * n + 1.5 * (n > 1)) for n in SIZES}
-        assert scheduler.choose(scores(survival), REMAINING, 100) == max(rates, key=rates.get)
+        best = max(rates, key=rates.get)
+        assert scheduler.choose(scores(survival), REMAINING, 100) == (best, best)
 
 
 def test_it_decodes_plainly_where_nothing_survives():
     scheduler = Scheduler(SIZES, costs())
-    assert scheduler.choose(scores(0.0), REMAINING, 100) == 1
+    assert scheduler.choose(scores(0.0), REMAINING, 100) == (1, 1)
 
 
 def test_it_grows_on_copied_text_and_shrinks_on_a_busy_batch():
@@ -39,22 +40,30 @@ def test_it_grows_on_copied_text_and_shrinks_on_a_busy_batch():
     alone = Scheduler(SIZES, costs(0.5)).choose(scores(0.7), REMAINING, 100)
     busy = np.full(32, 50)
     many = Scheduler(SIZES, costs(0.5)).choose(scores(0.7, batch=32), busy, 100)
-    assert many < alone
+    assert many.total < 32 * alone.total
 
 
-def test_finished_requests_cost_but_do_not_count():
-    remaining = np.array([50, 0])
-    scheduler = Scheduler(SIZES, costs(0.5))
-    hopeless_beside_good = np.concatenate([scores(0.5), scores(0.99)])
-    assert scheduler.choose(hopeless_beside_good, remaining, 100) < 24
-    assert scheduler.choose(hopeless_beside_good, remaining[::-1], 100) >= 24
+def test_a_batch_shares_its_nodes():
+    """Copied text beside text nobody can foresee: the first tree is large, the second a root."""
+    uneven = np.concatenate([scores(0.95), scores(0.02)])
+    budget = Scheduler(SIZES, costs(0.5)).choose(uneven, np.array([50, 50]), 100)
+    assert budget.total < 2 * budget.num_nodes
+    even = Scheduler(SIZES, costs(0.5)).choose(scores(0.95, batch=2), np.array([50, 50]), 100)
+    assert even.total > budget.total
+
+
+def test_finished_requests_do_not_count():
+    good_beside_hopeless = np.concatenate([scores(0.9), scores(0.5)])
+    alone = Scheduler(SIZES, costs(0.5)).choose(scores(0.9), REMAINING, 100)
+    beside = Scheduler(SIZES, costs(0.5)).choose(good_beside_hopeless, np.array([50, 0]), 100)
+    assert beside == alone
 
 
 def test_requests_that_lag_behind_count_for_more():
     scheduler = Scheduler(SIZES, costs(0.5))
     copying_beside_hard = np.concatenate([scores(0.99), scores(0.3)])
     even = scheduler.choose(copying_beside_hard, np.array([50, 50]), 100)
-    assert scheduler.choose(copying_beside_hard, np.array([10, 100]), 100) < even
+    assert scheduler.choose(copying_beside_hard, np.array([10, 100]), 100).total < even.total
 
 
 def test_plain_decoding_is_interrupted_ever_less_often():
@@ -78,11 +87,11 @@ def test_the_correction_converges():
     promised = scores(0.9)
     predicted, observed = [], []
     for _ in range(3000):
-        num_nodes = scheduler.choose(promised, REMAINING, 100)
+        num_nodes, _ = scheduler.choose(promised, REMAINING, 100)
         path = np.full((1, 16), -1.0, dtype=np.float32)
         alive = [n for n in range(1, min(num_nodes, 17)) if rng.random() < promised[0, n] / 2]
         path[0, : len(alive)] = promised[0, alive]
-        predicted.append(scheduler.observe(num_nodes, promised, path, RUNNING))
+        predicted.append(1 + scheduler.observe(np.array([num_nodes]), promised, path))
         observed.append(1 + len(alive))
     assert np.mean(predicted[:20]) > 1.2 * np.mean(observed)
     assert np.mean(predicted[1000:]) == pytest.approx(np.mean(observed[1000:]), rel=0.05)
@@ -91,11 +100,11 @@ def test_the_correction_converges():
 
 def test_a_fixed_size_needs_no_costs_and_still_predicts():
     scheduler = Scheduler((16,))
-    assert scheduler.choose(scores(0.5, 16), REMAINING, 100) == 16
-    none_accepted = np.full((1, 5), -1.0, dtype=np.float32)
-    expected = scores(0.5, 16).sum()
-    assert scheduler.observe(16, scores(0.5, 16), none_accepted, RUNNING) == pytest.approx(expected)
-    assert scheduler.observe(16, scores(0.5, 16), none_accepted, RUNNING) < expected
+    assert scheduler.choose(scores(0.5, 16, 3), np.full(3, 50), 100) == (16, 48)
+    none_accepted, all_nodes = np.full((1, 5), -1.0, dtype=np.float32), np.array([16])
+    expected = scores(0.5, 16)[0, 1:].sum()
+    assert scheduler.observe(all_nodes, scores(0.5, 16), none_accepted) == pytest.approx(expected)
+    assert scheduler.observe(all_nodes, scores(0.5, 16), none_accepted) < expected
     assert not Scheduler((1,)).drafts()
 
 
@@ -104,10 +113,10 @@ def test_accepted_nodes_are_counted_in_their_groups():
     tree = np.array([[1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]], dtype=np.float32)
     path = np.array([[0.8, 0.6, 0.2, -1.0]], dtype=np.float32)  # ranks 1, 3 and 7
     before = scheduler._all[1].copy()
-    scheduler.observe(8, tree, path, RUNNING)
+    scheduler.observe(np.array([8]), tree, path)
     assert scheduler._all[1] - before == pytest.approx([1, 1, 1], abs=0.01)
     before = scheduler._all[1].copy()
-    scheduler.observe(4, tree, path[:, :2], RUNNING)  # the last group was not verified
+    scheduler.observe(np.array([4]), tree, path[:, :2])  # the last group was not verified
     assert scheduler._all[1][2] == before[2]
 
 
@@ -115,10 +124,10 @@ def test_a_text_of_its_own_kind_is_believed_and_then_forgotten():
     scheduler = Scheduler((1, 2, 4, 8), costs())
     tree, nothing = scores(0.9, 8), np.full((1, 5), -1.0, dtype=np.float32)
     for _ in range(100):
-        scheduler.observe(8, tree, nothing, RUNNING)
+        scheduler.observe(np.array([8]), tree, nothing)
     assert max(scheduler.correction) < 0.1
     long_run = scheduler._all[1] / scheduler._all[0]
-    scheduler.begin()
+    scheduler.begin(1)
     assert scheduler.correction == pytest.approx(long_run)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._library import backend_of, ops
 from ..cache import KVCache
-from .attention import causal_attention
+from .attention import causal_attention, pack, unpack
 
 
 def _plain(*modules) -> bool:
@@ -41,17 +41,18 @@ class FusedLayer:
         self.window = getattr(attention, "sliding_window", window)
 
     def __call__(
-        self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors, slots
+        self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors, slots, rows
     ) -> Tensor:
-        """x [B·N, D] -> [B·N, D]; angles: cos and sin [B, N, E]; keys, values: this layer's.
+        """x [T, D] -> [T, D]; angles: cos and sin [B, N, E]; keys, values: this layer's.
 
         slots: where a prompt's keys and values go, see `KVCache.slots`; not read with a tree.
+        rows: see `TransformersTarget.forward`.
         """
         batch, nodes = angles[0].shape[:2]
         qkv = ops.fused_linear.default(x, *self.qkv, self.norms[0], self.eps, False, None)
         q = ops.rotary_append.default(
-            qkv.view(batch, nodes, -1, self.head_dim), *angles, *self.head_norms, self.eps, keys,
-            values, cache.seqlens, cache.block_table,
+            unpack(qkv, rows, batch, nodes).unflatten(2, (-1, self.head_dim)), *angles,
+            *self.head_norms, self.eps, keys, values, cache.seqlens, cache.block_table,
         )  # fmt: skip
         if ancestors is None:
             heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))
@@ -61,7 +62,7 @@ class FusedLayer:
                 q, keys, values, cache.seqlens, ancestors, self.scaling, cache.block_table,
                 self.window or 0, 0.0, None, None,
             )  # fmt: skip
-        out = out.reshape(batch * nodes, -1)
+        out = pack(out.flatten(2), rows)
         x = ops.fused_linear.default(out, *self.out, None, 0.0, False, x)
         hidden = ops.fused_linear.default(x, *self.gate_up, self.norms[1], self.eps, True, None)
         return ops.fused_linear.default(hidden, *self.down, None, 0.0, False, x)
@@ -92,19 +93,17 @@ class FusedPass:
         cache: KVCache,
         ancestors: Tensor | None,
         feature_layers: tuple[int, ...],
+        rows: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `TransformersTarget.forward`."""
         decoder = self.decoder
-        embedded = decoder.embed_tokens(tokens)  # [B, N, D]
-        angles = decoder.rotary_emb(embedded, positions)
-        x, states = embedded.flatten(0, 1), []
+        x, states = decoder.embed_tokens(pack(tokens, rows)), []  # [T, D]
+        angles = decoder.rotary_emb(x, positions)
         slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)
-            x = layer(x, angles, keys, values, cache, ancestors, slots)
-        hidden = decoder.norm(x).view_as(embedded)
-        states.append(hidden.flatten(0, 1))
+            x = layer(x, angles, keys, values, cache, ancestors, slots, rows)
+        states.append(decoder.norm(x))
         if not feature_layers:
-            return hidden, None
-        features = torch.cat([states[layer] for layer in feature_layers], dim=-1)
-        return hidden, features.view(*tokens.shape, -1)
+            return states[-1], None
+        return states[-1], torch.cat([states[layer] for layer in feature_layers], dim=-1)

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
-from .attention import causal_attention
+from .attention import causal_attention, pack, unpack
 from .fused_pass import FusedPass
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
@@ -26,24 +26,31 @@ class Pass(NamedTuple):
     cache: KVCache
     slots: tuple[torch.Tensor, torch.Tensor]  # where the new keys and values go
     ancestors: torch.Tensor | None  # None: prefill, causal over the prompt itself
+    rows: torch.Tensor | None  # slots of the trees which take part; None: all
 
 
 def _attention(
     module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None,
     dspark: Pass | None = None, **_,
 ):  # fmt: skip
-    """Attention of a layer: query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E]."""
-    cache, slots, ancestors = dspark
+    """Attention of a layer: query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E].
+
+    With packed rows B is 1 and N is their number, outside as in what is returned.
+    """
+    cache, slots, ancestors, rows = dspark
     k_cache, v_cache = cache.keys[module.layer_idx], cache.values[module.layer_idx]
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
         return causal_attention(query, key, value, scaling, sliding_window), None
+    query = query.transpose(1, 2)
+    if rows is not None:
+        query = unpack(query[0], rows, *ancestors.shape[:2])
     out, _lse = ops.tree_attention.default(
-        query.transpose(1, 2), k_cache, v_cache, cache.seqlens, ancestors, scaling,
-        cache.block_table, sliding_window or 0, softcap or 0.0, None, None,
+        query, k_cache, v_cache, cache.seqlens, ancestors, scaling, cache.block_table,
+        sliding_window or 0, softcap or 0.0, None, None,
     )  # fmt: skip
-    return out, None
+    return out if rows is None else pack(out, rows)[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -104,29 +111,35 @@ class TransformersTarget:
         positions: torch.Tensor,
         cache: KVCache,
         ancestors: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the model over N tokens per request and write their keys and values into the cache.
 
         tokens, positions: int64 [B, N]; ancestors: int64 [B, N, ceil(N / 64)] of a tree, or None
-        for a prompt at an empty cache. Returns the last hidden state after the final norm
-        [B, N, D], and the states of `feature_layers` side by side, [B, N, len(feature_layers)·D]
+        for a prompt at an empty cache. rows: int64 [T], the slots request·N + node of the trees
+        which take part; None for all of them, T = B·N. Returns the last hidden states after the
+        final norm [T, D], and those of `feature_layers` side by side, [T, len(feature_layers)·D]
         (None without any).
         """
         if self.fused is not None and tokens.device.type == "cpu":
-            return self.fused(tokens, positions, cache, ancestors, self.feature_layers)
-        shared = Pass(cache, cache.slots(tokens.shape[1]), ancestors)
+            return self.fused(tokens, positions, cache, ancestors, self.feature_layers, rows)
+        slots = cache.slots(tokens.shape[1])
+        if rows is not None:
+            tokens, positions = pack(tokens, rows)[None], pack(positions, rows)[None]
+            slots = tuple(pack(part, rows)[None] for part in slots)
         with _our_attention(self.model.config):
             out = self.decoder(
                 input_ids=tokens,
                 position_ids=positions,
                 use_cache=False,
                 output_hidden_states=bool(self.feature_layers),
-                dspark=shared,
+                dspark=Pass(cache, slots, ancestors, rows),
             )
+        hidden = out.last_hidden_state.flatten(0, 1)
         if not self.feature_layers:
-            return out.last_hidden_state, None
-        features = [out.hidden_states[layer] for layer in self.feature_layers]
-        return out.last_hidden_state, torch.cat(features, dim=-1)
+            return hidden, None
+        features = [out.hidden_states[layer].flatten(0, 1) for layer in self.feature_layers]
+        return hidden, torch.cat(features, dim=-1)
 
 
 @contextmanager
