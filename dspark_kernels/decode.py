@@ -104,10 +104,12 @@ def verify(
     cache, tokens, num_nodes = state.cache, tree.tokens, tree.num_nodes
     batch, nodes = tokens.shape
     first = nodes * torch.arange(batch, device=tokens.device)  # slot of each root
-    slots = None if rows is None else rows.slots
+    slots, ancestors = None, tree.ancestors
+    if rows is not None:
+        slots, ancestors = rows.slots, ancestors.masked_fill(~rows.kept[:, :, None], 0)
     with clock("verify"):
         positions = cache.seqlens[:, None].long() + tree.depths
-        hidden, features = target.forward(tokens, positions, cache, tree.ancestors, slots)
+        hidden, features = target.forward(tokens, positions, cache, ancestors, slots)
     with clock("draw"):
         verified = torch.arange(batch * nodes, device=tokens.device) if rows is None else slots
         request, next_positions = verified // nodes, positions.flatten()[verified] + 1

@@ -275,6 +275,21 @@ def test_no_requests(device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("nodes", [7, 70])
+def test_nodes_without_bits_leave_the_others_alone(nodes, device):
+    """A few take part, none does in the last request."""
+    arguments = inputs(B=4, N=nodes, S=140, device=device)
+    out, lse = dspark_kernels.tree_attention(**arguments, return_lse=True)
+    taking = torch.rand(4, nodes, generator=torch.Generator().manual_seed(1)) < 0.3
+    taking[3] = False
+    taking = taking.to(device)
+    arguments["ancestors"] = arguments["ancestors"].masked_fill(~taking[:, :, None], 0)
+    part, part_lse = dspark_kernels.tree_attention(**arguments, return_lse=True)
+    assert_close(part[taking], out[taking], out[taking])
+    assert_close(part_lse[taking], lse[taking], lse[taking])
+
+
+@pytest.mark.backend
 def test_a_request_does_not_depend_on_the_others(device):
     arguments = inputs(3, 4, 2, 1, 16, 700, seqlens=[690, 3, 200], device=device)
     alone = {name: tensor[:1] for name, tensor in arguments.items()}

@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -26,7 +28,7 @@ std::vector<TreeAttentionTask> make_tasks(const TreeAttention& p) {
     const int64_t length = std::clamp<int64_t>(wanted, 0, p.slots());
     const int64_t chunk = std::max(kMinChunk, (length / kMaxChunks / 48 + 1) * 48);
     for (int64_t kv_head = 0; kv_head < p.kv_heads; ++kv_head) {
-      for (int64_t group = 0; group < p.groups; ++group) {
+      for (int64_t group = 0; group * kGroupRows < p.rows(request); ++group) {
         int64_t begin = 0;
         do {
           tasks.push_back({request, kv_head, group, begin, std::min(begin + chunk, length)});
@@ -36,6 +38,26 @@ std::vector<TreeAttentionTask> make_tasks(const TreeAttention& p) {
     }
   }
   return tasks;
+}
+
+// Which nodes of each request have any bit; the others' results are zero.
+void find_active(const TreeAttention& p, int32_t* count, int32_t* active) {
+  const int64_t words = (p.nodes + 63) / 64;
+  const int64_t row_bytes = p.heads * p.head_dim * (p.dtype == DType::kFp32 ? 4 : 2);
+  for (int64_t request = 0; request < p.batch; ++request) {
+    int32_t* found = active + request * p.nodes;
+    for (int64_t node = 0; node < p.nodes; ++node) {
+      const int64_t* bits = p.ancestors + (request * p.nodes + node) * words;
+      if (std::any_of(bits, bits + words, [](int64_t word) { return word != 0; })) {
+        *found++ = node;
+      } else {
+        const int64_t row = request * p.nodes + node;
+        memset(static_cast<char*>(p.out) + row * row_bytes, 0, row_bytes);
+        std::fill_n(p.logsumexp + row * p.heads, p.heads, -std::numeric_limits<float>::infinity());
+      }
+    }
+    count[request] = found - (active + request * p.nodes);
+  }
 }
 
 // The first task of every group of rows, and the end.
@@ -98,7 +120,9 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
   if (p.batch == 0 || p.heads == 0) return {out, logsumexp};
   p.out = out.mutable_data_ptr(), p.logsumexp = logsumexp.mutable_data_ptr<float>();
 
-  p.groups = (p.rows() + kGroupRows - 1) / kGroupRows;
+  std::vector<int32_t> active_count(p.batch), active(p.batch * p.nodes);
+  find_active(p, active_count.data(), active.data());
+  p.active_count = active_count.data(), p.active = active.data();
   const std::vector<TreeAttentionTask> tasks = make_tasks(p);
   const std::vector<int64_t> starts = group_starts(tasks);
   const auto sizes = DSPARK_CALL_CPU_KERNEL(tree_attention_sizes, p);

@@ -22,14 +22,18 @@ struct TreeAttention {
   float scale, softcap;
   int64_t window;
 
-  int64_t groups;    // of kGroupRows rows, for each request and KV head
+  // The nodes that take part, those with any bit: their number [batch], and which [batch, nodes].
+  const int32_t *active_count, *active;
   float* scratch;    // [workers, sizes.scratch_floats]
   float* partial;    // [tasks, sizes.partial_floats]
   void* out;         // [batch, nodes, heads, head_dim]
   float* logsumexp;  // [batch, nodes, heads]
 
   int64_t queries_per_head() const { return heads / kv_heads; }
-  int64_t rows() const { return nodes * queries_per_head(); }
+  int64_t rows(int64_t request) const { return active_count[request] * queries_per_head(); }
+  int64_t node_of(int64_t request, int64_t row) const {
+    return active[request * nodes + row / queries_per_head()];
+  }
   int64_t slots() const { return block_size * blocks_per_request; }
 };
 

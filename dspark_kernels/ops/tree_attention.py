@@ -34,7 +34,8 @@ def tree_attention(
         k_cache, v_cache: [B, S, Hkv, E] with Hkv dividing Hq; or, with `block_table`,
             [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn.
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
-        ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`.
+        ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`. A node without any bit, its own
+            included, takes no part: what is returned for it means nothing, and may cost nothing.
         scale: of the dot products; 1 / sqrt(E) if None.
         block_table: int32 [B, max_blocks], the block of each run of block_size slots; entries
             outside 0 .. num_blocks - 1 are never read.

@@ -61,7 +61,8 @@ struct View {
     ancestors = p.ancestors + task.request * p.nodes * words;
     seqlen = p.cache_seqlens[task.request];
     first_row = task.group * kGroupRows;
-    rows = p.rows() - first_row < kGroupRows ? p.rows() - first_row : kGroupRows;
+    const int64_t left = p.rows(task.request) - first_row;
+    rows = left < kGroupRows ? left : kGroupRows;
     for (int64_t node = 0; node < p.nodes; ++node) {
       depth[node] = -1;
       for (int64_t w = 0; w < words; ++w) {
@@ -75,7 +76,7 @@ struct View {
     }
   }
 
-  int64_t node_of(int64_t row) const { return (first_row + row) / p.queries_per_head(); }
+  int64_t node_of(int64_t row) const { return p.node_of(task.request, first_row + row); }
 
   // The first slot that any row sees, and the first one that all rows see.
   int64_t first_seen() const { return p.window > 0 ? seqlen + lowest_depth - p.window + 1 : 0; }
@@ -334,7 +335,8 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
 template <typename T>
 void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first, int64_t last) {
   const int64_t group = p.queries_per_head(), first_row = task.group * kGroupRows;
-  const int64_t left = p.rows() - first_row, rows = left < kGroupRows ? left : kGroupRows;
+  const int64_t left = p.rows(task.request) - first_row;
+  const int64_t rows = left < kGroupRows ? left : kGroupRows;
   for (int64_t row = 0; row < rows; ++row) {
     float highest = -kInfinity;
     for (int64_t i = first; i < last; ++i) {
@@ -348,7 +350,7 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
         total += partial.sum[row] * __builtin_expf(partial.maximum[row] - highest);
     }
     const float v_scale = p.v_scale ? p.v_scale[task.kv_head] : 1.0f;
-    const int64_t node = (first_row + row) / group;
+    const int64_t node = p.node_of(task.request, first_row + row);
     const int64_t head = task.kv_head * group + (first_row + row) % group;
     const int64_t place = (task.request * p.nodes + node) * p.heads + head;
     p.logsumexp[place] = total > 0 ? highest + __builtin_logf(total) : -kInfinity;
