@@ -1,11 +1,14 @@
-"""linear_topk against F.linear, logsumexp and topk in the same dtype, without noise."""
+"""linear_topk against F.linear, logsumexp and topk in the same dtype, without noise.
+
+The target's draw, one id per row from the noisy logits, is against softmax and multinomial.
+"""
 
 import torch
 
 import dspark_kernels
 from dspark_kernels.reference.linear_topk import linear_topk as reference
 
-from .common import Case, compiled
+from .common import Case, compiled, installed
 
 K = 8
 
@@ -15,24 +18,38 @@ def plain(x, weight, *noise):
     return *logits.topk(K, dim=1), logits.logsumexp(dim=1)
 
 
-def expected(x, weight, *noise):
-    return reference(x, weight, K, None, *(noise or (None,) * 3), None, 0)
+def drawn(x, weight, temperature, *_):
+    logits = torch.nn.functional.linear(x, weight).float() / temperature[:, None]
+    return logits.softmax(dim=1).multinomial(1)
 
 
-def ours(x, weight, *noise):
-    names = ("temperature", "seed", "position")[: len(noise)]
-    return dspark_kernels.linear_topk(x, weight, K, **dict(zip(names, noise, strict=True)))
+def flash_sampling(x, weight, temperature, *_):
+    """FlashSampling's fused kernel (package fused_mm_sampling), from its own random stream."""
+    from fused_mm_sampling.core import get_sampler
+
+    sampler = get_sampler("fused-triton", weights=weight).prepare()
+    return sampler.sample(
+        weights=weight, hidden_states=x, num_samples=1, temperature=temperature[0]
+    )
+
+
+def draws(device):
+    """The alternatives to drawing one id per row."""
+    others = {"FlashSampling": flash_sampling} if installed("fused_mm_sampling", device) else {}
+    return {"F.linear, softmax, multinomial": drawn, "the same compiled": compiled(drawn), **others}
 
 
 def cases(device, dtype):
-    for V, D, M, noisy in (
-        (49152, 576, 5, False),
-        (49152, 576, 16, False),
-        (49152, 576, 64, False),
-        (49152, 576, 5, True),
-        (49152, 576, 64, True),
-        (102400, 4096, 5, False),
-        (102400, 4096, 64, False),
+    tops = {"F.linear, logsumexp, topk": plain, "the same compiled": compiled(plain)}
+    for V, D, M, k, noisy in (
+        (49152, 576, 5, K, False),
+        (49152, 576, 16, K, False),
+        (49152, 576, 64, K, False),
+        (49152, 576, 5, K, True),
+        (49152, 576, 64, K, True),
+        (49152, 576, 16, 1, True),
+        (102400, 4096, 5, K, False),
+        (102400, 4096, 64, K, False),
     ):
 
         def make(seed, V=V, D=D, M=M, noisy=noisy):
@@ -43,11 +60,18 @@ def cases(device, dtype):
             rows = torch.arange(M, device=device)
             return (x, weight, torch.ones(M, device=device), rows, rows) if noisy else (x, weight)
 
+        def expected(x, weight, *noise, k=k):
+            return reference(x, weight, k, None, *(noise or (None,) * 3), None, 0)
+
+        def ours(x, weight, *noise, k=k):
+            names = ("temperature", "seed", "position")[: len(noise)]
+            return dspark_kernels.linear_topk(x, weight, k, **dict(zip(names, noise, strict=True)))
+
         yield Case(
-            shape=f"V {V} D {D} M {M}{' noise' if noisy else ''}",
+            shape=f"V {V} D {D} M {M}{' noise' if noisy else ''}{' k 1' if k == 1 else ''}",
             make=make,
             ours=ours,
-            baselines={"F.linear, logsumexp, topk": plain, "the same compiled": compiled(plain)},
+            baselines=draws(device) if k == 1 else tops,
             expected=expected,
             bytes=V * D * dtype.itemsize,
             flops=2 * M * V * D,
