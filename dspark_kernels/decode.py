@@ -16,7 +16,7 @@ import torch
 
 from .graph import Graphs, Readback, Session
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk
-from .packing import Budget, Rows, best_rows, survivors
+from .packing import Budget, Rows, best_rows, pack, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State, check_arguments
@@ -103,7 +103,6 @@ def verify(
     """
     cache, tokens, num_nodes = state.cache, tree.tokens, tree.num_nodes
     batch, nodes = tokens.shape
-    first = nodes * torch.arange(batch, device=tokens.device)  # slot of each root
     slots, ancestors = None, tree.ancestors
     if rows is not None:
         slots, ancestors = rows.slots, ancestors.masked_fill(~rows.kept[:, :, None], 0)
@@ -111,15 +110,14 @@ def verify(
         positions = cache.seqlens[:, None].long() + tree.depths
         hidden, features = target.forward(tokens, positions, cache, ancestors, slots)
     with clock("draw"):
-        verified = torch.arange(batch * nodes, device=tokens.device) if rows is None else slots
-        request, next_positions = verified // nodes, positions.flatten()[verified] + 1
+        request = torch.arange(batch, device=tokens.device)[:, None].expand(-1, nodes)
+        request, next_positions = pack(request, slots), pack(positions, slots) + 1
         drawn = draw(target, hidden, next_positions, request, state.sampling)
+        drawn = unpack(drawn, slots, batch, nodes)
         if rows is not None:  # the walk never meets a node that is left out
-            drawn = torch.zeros_like(tokens).flatten().index_copy_(0, slots, drawn)
             tokens = tokens.masked_fill(~rows.kept, -1)
             used = torch.arange(nodes, device=tokens.device) < num_nodes[:, None]
             num_nodes = (rows.kept & used).sum(dim=1, dtype=torch.int32)
-        drawn = drawn.view(batch, nodes)
     with clock("accept"):
         path, emitted, counts, last = accept_tree(
             tree._replace(tokens=tokens), drawn, cache.tensors, cache.seqlens,
@@ -128,8 +126,9 @@ def verify(
         accepted = path[:, 1:].long()
         path_scores = tree.scores.gather(1, accepted.clamp(min=0)).masked_fill(accepted < 0, -1.0)
         counts = counts.masked_fill(state.done, 0)
-        row = first + last
-        state.keep(hidden, features, row if rows is None else rows.place.flatten()[row])
+        place = torch.arange(batch * nodes, device=tokens.device).view(batch, nodes)
+        place = place if rows is None else rows.place
+        state.keep(hidden, features, place.gather(1, last[:, None].long())[:, 0])
         cache.seqlens += counts
         state.append(emitted, counts)
     return Outcome(emitted, counts, num_nodes, path_scores), drawn

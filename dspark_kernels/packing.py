@@ -48,6 +48,19 @@ def best_rows(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Rows
     return Rows(slots, kept.view_as(scores), place.view_as(scores))
 
 
+def pack(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """[B, N, ...] -> [T, ...]: all slots, or those of `rows`, int64 [T] of request·N + node."""
+    x = x.flatten(0, 1)
+    return x if rows is None else x[rows]
+
+
+def unpack(x: torch.Tensor, rows: torch.Tensor | None, batch: int, nodes: int) -> torch.Tensor:
+    """[T, ...] -> [B, N, ...], zeros in slots which are not in `rows`."""
+    if rows is not None:
+        x = x.new_zeros(batch * nodes, *x.shape[1:]).index_copy_(0, rows, x)
+    return x.view(batch, nodes, *x.shape[1:])
+
+
 def survivors(running: np.ndarray) -> np.ndarray | None:
     """Which requests go on, int64 [K]; None if all do, or none. running: bool [B].
 

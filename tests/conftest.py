@@ -35,6 +35,7 @@ def why_not(marker, config):
 def pytest_configure(config):
     for marker, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
+    config.left_out = {}
 
 
 def pytest_collection_modifyitems(config, items):

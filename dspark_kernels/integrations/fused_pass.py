@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .._library import backend_of, ops
 from ..cache import KVCache
-from .attention import causal_attention, pack, unpack
+from ..packing import pack, unpack
+from .attention import causal_attention
 
 
 def _plain(*modules) -> bool:

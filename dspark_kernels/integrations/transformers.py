@@ -13,7 +13,8 @@ from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
-from .attention import causal_attention, pack, unpack
+from ..packing import pack, unpack
+from .attention import causal_attention
 from .fused_pass import FusedPass
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
