@@ -5,6 +5,7 @@ A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`; without resul
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
 from .plot import RESULTS, read
@@ -53,25 +54,27 @@ def ops_table(folder: Path) -> str | None:
     return f"{table}\n\n{where(found[0])}"
 
 
-def decode_table(folder: Path) -> str | None:
-    """Every method at batch 1, and its speed-up by category."""
-    rows = [row for row in read(folder / "decode_cpu.csv") if row["batch_size"] == 1]
+def decode_table(folder: Path, name: str) -> str | None:
+    """Every method by number of requests at once, and its speed-up by category."""
+    rows = read(folder / f"{name}_cpu.csv")
     if not rows:
         return None
     categories = dict.fromkeys(row["category"] for row in rows if row["category"] != "total")
     lines = []
     for total in (row for row in rows if row["category"] == "total"):
-        name = total["method"]
-        by_category = {row["category"]: row["speedup"] for row in rows if row["method"] == name}
+        case = ("batch_size", "method")
+        found = [row for row in rows if all(row[field] == total[field] for field in case)]
+        by_category = {row["category"]: row["speedup"] for row in found}
         lines.append(
             [
-                *(name, f"{total['tokens_per_second']:.1f}", f"{total['tokens_per_step']:.2f}"),
+                *(f"{total['batch_size']:.0f}", total["method"]),
+                *(f"{total['tokens_per_second']:.1f}", f"{total['tokens_per_step']:.2f}"),
                 f"**{total['speedup']:.2f}**",
                 *(f"{by_category[category]:.2f}" for category in categories),
                 f"{total['identical']:.0f}/{total['prompts']:.0f}",
             ]
         )
-    columns = ["method", "tokens/s", "tokens/step", "speed-up", *categories, "identical"]
+    columns = ["batch", "method", "tokens/s", "tokens/step", "speed-up", *categories, "identical"]
     return f"{markdown(columns, lines)}\n\n{where(rows[0])}"
 
 
@@ -102,7 +105,12 @@ def phases_table(folder: Path) -> str | None:
     return markdown(["method", *phases, "step", "tokens/step", "predicted", "measured"], lines)
 
 
-TABLES = {"ops": ops_table, "decode": decode_table, "phases": phases_table}
+TABLES = {
+    "ops": ops_table,
+    "decode": partial(decode_table, name="decode"),
+    "batches": partial(decode_table, name="decode_batches"),
+    "phases": phases_table,
+}
 
 
 def fill(text: str, name: str, table: str) -> str:

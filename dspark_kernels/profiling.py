@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from itertools import accumulate
 
 import torch
 from rich import box
@@ -22,7 +23,8 @@ NODES = SIZES[-1]  # of a draft, and of one request at most
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128)
 CONTEXTS = (64, 1024)
 BATCHES = (1, 4)
-WARM_UP, ROUNDS = 2, 5  # two: to compile, and to capture
+WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 20  # warm-up: to compile, and to capture
+SETTLED = 0.005  # a round which makes the table less faster than by this share is the last
 
 
 def cost_table(target, draft) -> CostTable:
@@ -61,31 +63,31 @@ def profile(target, draft) -> CostTable:
     """Measure passes and drafts in turn; of each the fastest counts, free of others' load."""
     longest = target.max_length - NODES
     contexts = [context for context in CONTEXTS if context <= longest] or [max(longest, 1)]
-    passes = {
+    functions = {
         (context, tokens): _pass(target, draft, context, tokens)
         for context in contexts
         for tokens in TOKENS
     }
-    drafts = {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
-    functions = list(passes.values()) + list(drafts.values())
-    seconds: dict = {function: [] for function in functions}
-    rounds = range(-WARM_UP, ROUNDS)
-    todo = [(round, function) for round in rounds for function in functions]
-    for round, function in tqdm(todo, "measuring what a step costs", leave=False):
-        spent = _seconds(function, target.device)
-        if round >= 0:
-            seconds[function].append(spent)
-    fastest = {function: min(spent) for function, spent in seconds.items()}
+    functions |= {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
+    fastest = dict.fromkeys(functions, float("inf"))
+    rounds = range(-WARM_UP, MOST_ROUNDS)
+    for round in tqdm(rounds, "measuring what a step costs", leave=False, unit="round"):
+        before = sum(fastest.values())
+        for case, function in functions.items():
+            spent = _seconds(function, target.device)
+            if round >= 0:
+                fastest[case] = min(spent, fastest[case])
+        if round + 1 >= LEAST_ROUNDS and sum(fastest.values()) > (1 - SETTLED) * before:
+            break
     return CostTable(
         key=table_key(target, draft),
         contexts=contexts,
         tokens=list(TOKENS),
         pass_seconds=[
-            _increasing(fastest[passes[context, tokens]] for tokens in TOKENS)
-            for context in contexts
+            _increasing(fastest[context, tokens] for tokens in TOKENS) for context in contexts
         ],
         batches=list(BATCHES),
-        draft_seconds=_increasing(fastest[function] for function in drafts.values()),
+        draft_seconds=_increasing(fastest[batch] for batch in BATCHES),
     )
 
 
@@ -100,11 +102,8 @@ def _seconds(function, device: torch.device) -> float:
 
 
 def _increasing(seconds) -> list[float]:
-    """More work is never cheaper: whatever says so is noise."""
-    values: list[float] = []
-    for value in seconds:
-        values.append(max([value, *values[-1:]]))
-    return values
+    """Less work is never dearer: whatever says so was disturbed."""
+    return list(accumulate(reversed(list(seconds)), min))[::-1]
 
 
 def _state(target, context: int, batch: int) -> State:

@@ -88,6 +88,10 @@ def test_pictures(tmp_path, monkeypatch):
         for m in ("ours", "plain", "generate")
     ]
     write_csv(tmp_path / "decode_cpu.csv", rows)
+    write_csv(
+        tmp_path / "decode_batches_cpu.csv",
+        [row | {"batch_size": n} for n in (4, 8) for row in rows],
+    )
     sweep = [{"category": "total", "num_nodes": n} | figures | where for n in (4, 16, "auto")]
     write_csv(tmp_path / "schedule_batch1_cpu.csv", sweep)
     phases = [
