@@ -85,8 +85,7 @@ def propose(
         tree = glm_tree(**found, num_nodes=max_nodes, min_score=min_score)
         scores = tree.scores
         num_nodes, total = (max_nodes, scores.numel()) if choose is None else choose(scores)
-        if num_nodes < max_nodes:  # the same best nodes, fewer of them
-            tree = glm_tree(**found, num_nodes=num_nodes, min_score=min_score)
+        tree = tree.best(num_nodes)
         rows = None
         if total < tree.scores.numel():
             rows = best_rows(tree.scores, state.remaining, total)

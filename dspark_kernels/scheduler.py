@@ -68,7 +68,7 @@ class Scheduler:
         return False
 
     def choose(self, scores: np.ndarray, remaining: np.ndarray, context: float) -> Budget:
-        """The budget for trees of these scores, float32 [B, max_nodes].
+        """The budget for trees of these scores, float32 [B, max_nodes], best first.
 
         remaining: [B], tokens which each request may still emit, 0 for a finished one.
         context: mean length of the requests in tokens.
@@ -77,7 +77,7 @@ class Scheduler:
         if len(self.sizes) == 1:
             self.budget = Budget(self.max_nodes, batch * self.max_nodes)
             return self.budget
-        ranked = _ranked(scores[running])
+        ranked = scores[running]
         count = len(ranked)
         weight = lag_weight(remaining[running].astype(np.float32))[:, None]
         priority = ranked * weight
@@ -110,7 +110,7 @@ class Scheduler:
         nodes: int [B], verified of each request that goes on; scores: float32 [B, max_nodes];
         path_scores: float32 [B, P], scores of the accepted nodes and -1.
         """
-        ranked = _ranked(scores)
+        ranked = scores.copy()
         ranked[np.arange(self.max_nodes) >= nodes[:, None]] = 0
         predicted = np.add.reduceat(ranked.sum(axis=0, dtype=np.float64), self._starts)
         expected = float(predicted @ self.correction)
@@ -131,8 +131,3 @@ class Scheduler:
             middle = (key[2] + 0.5) * CONTEXT_STEP
             self._seconds[key] = self.costs.step(batch, nodes, middle)
         return self._seconds[key]
-
-
-def _ranked(scores: np.ndarray) -> np.ndarray:
-    """The scores of each request, best first."""
-    return -np.sort(-scores, axis=1)

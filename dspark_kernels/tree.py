@@ -13,8 +13,8 @@ class DraftTree(NamedTuple):
 
     Node 0 is the root, the last emitted token, whose keys and values are not in the cache yet. A
     node of request b belongs at position cache_seqlens[b] + depth and cache slot cache_seqlens[b] +
-    index. Nodes made by `glm_tree` are ordered by (depth, score descending, token); siblings are
-    distinct.
+    index. Siblings are distinct. Nodes made by `glm_tree` are ordered by (score descending, depth,
+    token).
 
     Attributes:
         tokens: int64 [B, N]; 0 in unused slots.
@@ -70,6 +70,13 @@ class DraftTree(NamedTuple):
             scores=torch.where(used, scores, 0.0),
             num_nodes=num_nodes.int(),
         )
+
+    def best(self, num_nodes: int) -> "DraftTree":
+        """The first `num_nodes` slots: of trees made by `glm_tree`, those of their best nodes."""
+        tokens, parents, depths, ancestors, scores = (part[:, :num_nodes] for part in self[:5])
+        words = (tokens.shape[1] + 63) // 64  # no ancestor comes after its node
+        used = self.num_nodes.clamp(max=num_nodes)
+        return DraftTree(tokens, parents, depths, ancestors[..., :words], scores, used)
 
     def __str__(self) -> str:
         requests = range(len(self.num_nodes))

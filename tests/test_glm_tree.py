@@ -259,6 +259,16 @@ def test_backend_ties_are_exact(nodes, device):
         assert torch.equal(getattr(tree, name).cpu(), getattr(DraftTree(*expected), name)), name
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 30, 64, 65, 200])
+def test_the_first_nodes_are_the_tree_of_the_best(nodes, device):
+    for inputs in (glm_inputs(H=4, C=9, P=3, Q=6, N=200), tied_inputs(200)):
+        inputs = to(inputs, device)
+        cut, fewer = public(inputs).best(nodes), public(inputs | {"num_nodes": nodes})
+        assert_valid(DraftTree(*(part.cpu() for part in cut)))
+        for one, other in zip(cut, fewer, strict=True):
+            assert torch.equal(one, other)
+
+
 @pytest.mark.backend
 def test_backend_non_contiguous_inputs(device):
     inputs = to(glm_inputs(P=2, Q=3), device)

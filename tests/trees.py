@@ -139,7 +139,7 @@ def assert_valid(tree):
                 64 * w + i for w in range(len(words)) for i in range(64) if words[w] >> i & 1
             } == bits
         keys = [
-            (int(d), -float(s), int(t), int(p))
+            (-float(s), int(d), int(t), int(p))
             for d, s, t, p in zip(
                 tree.depths[b], tree.scores[b], tree.tokens[b], tree.parents[b], strict=True
             )

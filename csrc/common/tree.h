@@ -1,9 +1,9 @@
 // The N best nodes of a tree of candidates and paths: expansion level by level, for `glm_tree`.
 //
-// Nodes kept so far are ordered as the result is, by (depth, score desc, token, parent's order). A
-// level adds the children of the last level; then only the N best of all stay, by (score desc,
-// depth, token, parent's order). A dropped node cannot return, nor can its descendants, which never
-// score higher.
+// Nodes kept so far are ordered by (depth, score desc, token, parent's order). A level adds the
+// children of the last level; then only the N best of all stay, by (score desc, depth, token,
+// parent's order), in which order they are written at the end. A dropped node cannot return, nor
+// can its descendants, which never score higher.
 
 #pragma once
 
@@ -130,23 +130,33 @@ DSPARK_HOST_DEVICE void append_children(G& g, const GlmShape& shape, const Level
 }
 
 template <class G>
-DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, const TreeScratch& s,
+DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeScratch& s,
                                    const GlmOutputs& out) {
-  const int words = (shape.nodes + 63) / 64;
+  for (int i = g.lane(); i < shape.nodes; i += g.size()) {
+    s.order[i] = i < kept ? uint64_t{~G::float_bits(s.score[i])} << 32 | i : 0;
+    s.moved[i] = i;
+  }
+  g.sync();
+  sort(
+      g, s.order, kept, [](uint64_t a, uint64_t b) { return a < b; },
+      [&](int place, uint64_t value) { s.moved[value & INT32_MAX] = place; });
   for (int i = g.lane(); i < shape.nodes; i += g.size()) {
     const bool used = i < kept;
-    out.tokens[i] = used ? s.token[i] : 0;
-    out.parents[i] = used ? s.parent[i] : -1;
-    out.depths[i] = used ? s.depth[i] : 0;
-    out.scores[i] = used ? s.score[i] : 0.0f;
+    const int to = s.moved[i];
+    out.tokens[to] = used ? s.token[i] : 0;
+    out.parents[to] = used && s.parent[i] >= 0 ? s.moved[s.parent[i]] : -1;
+    out.depths[to] = used ? s.depth[i] : 0;
+    out.scores[to] = used ? s.score[i] : 0.0f;
   }
+  const int words = (shape.nodes + 63) / 64;
   for (int item = g.lane(); item < shape.nodes * words; item += g.size()) {
     const int node = item / words, word = item % words;
     uint64_t bits = 0;
     for (int i = node; i >= 0; i = i < kept ? s.parent[i] : -1) {
-      if (i / 64 == word) bits |= uint64_t{1} << (i % 64);
+      const int to = s.moved[i];
+      if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
     }
-    out.ancestors[item] = static_cast<int64_t>(bits);
+    out.ancestors[s.moved[node] * words + word] = static_cast<int64_t>(bits);
   }
   if (g.lane() == 0) *out.num_nodes = kept;
 }

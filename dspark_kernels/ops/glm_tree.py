@@ -41,8 +41,8 @@ def glm_tree(
 
     Paths compete for the same nodes: node d of a path has the score min(path_scores[d], its
     parent's). A node reached in several ways is one node with the largest score. Kept are the N
-    best by (score, then lower depth, lower token, parent's order), the root always; ordered by
-    (depth, score, token).
+    best by (score, then lower depth, lower token, parent's order), the root always, and in this
+    order: the first n nodes are the tree of the n best, see `DraftTree.best`.
 
     Args:
         ids: int64 [B, H, C], distinct candidates of each head; those outside [0, V) are skipped.

@@ -135,11 +135,8 @@ def best_nodes(levels, num_nodes):
     depths = torch.cat([*depth_of, spare], 1)
     scores = torch.cat([level[2] for level in levels] + [spare.float()], 1)
 
-    slots = scores.shape[1]
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :num_nodes]
-    best = torch.where(scores.gather(1, best) > 0, best, slots).sort(dim=1).values  # unused last
-    used = best < slots
-    best = best.clamp(max=slots - 1)
+    used = scores.gather(1, best) > 0
     index = torch.arange(num_nodes, device=scores.device).expand(best.shape)
     new_index = torch.zeros_like(tokens).scatter(1, best, index)
     parents = new_index.gather(1, parents.gather(1, best))

@@ -91,11 +91,9 @@ def replay(
     tree = propose(draft, item, positions, largest, lookup)
     tokens, parents = tree.tokens, tree.parents
     used = torch.arange(largest) < tree.num_nodes[:, None]
-    scores = torch.where(used, tree.scores, -1.0)
-    rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     inside = {"chain": best_chain(tree)}
-    inside |= {str(budget): used & (rank < budget) for budget in budgets}
-    inside |= {f"score >= {least}": scores >= least for least in bounds}
+    inside |= {str(budget): used & (torch.arange(largest) < budget) for budget in budgets}
+    inside |= {f"score >= {least}": used & (tree.scores >= least) for least in bounds}
     alive = {name: torch.ones(count, dtype=torch.bool) for name in inside}
     accepted = {name: torch.zeros(count, dtype=torch.int64) for name in inside}
     rows, current = torch.arange(count), torch.zeros(count, dtype=torch.int64)
