@@ -17,6 +17,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ._library import backend_of, ops
 from .ops import draft_blocks
 
 
@@ -66,12 +67,11 @@ class DraftHeads(nn.Module):
 
         hidden [B, D]; layers [B, len(feature_layers)·D]; root_embedding [B, D].
         """
-        hidden, dim = rms_norm(hidden), hidden.shape[-1]
-        sources = [hidden, rms_norm(root_embedding)]
-        if layers is not None:
-            sources.append(rms_norm(layers.unflatten(-1, (-1, dim))).flatten(-2))
-        units = F.silu(self.project(torch.cat(sources, -1)))
-        return torch.cat((hidden, units), -1) if self.hidden_feature else units
+        sources = [hidden, root_embedding] if layers is None else [hidden, root_embedding, layers]
+        dim = hidden.shape[-1]
+        normed = rms_norm(torch.cat(sources, -1).unflatten(-1, (-1, dim))).flatten(-2)
+        units = F.silu(self.project(normed))
+        return torch.cat((normed[..., :dim], units), -1) if self.hidden_feature else units
 
     def forward(self, hidden: Tensor, layers: Tensor | None, root_embedding: Tensor) -> Tensor:
         """Head states [B, H, D]: `draft_blocks` as one differentiable product."""
@@ -198,6 +198,21 @@ class DraftModel(nn.Module, PyTorchModelHubMixin):
         save_file(tensors, Path(save_directory) / "model.safetensors")
 
 
+class FewRows(nn.Module):
+    """A linear layer in one `fused_linear`: on few rows torch's own takes a CPU longer to start."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weights = [linear.weight.detach()]
+        self.biases = [] if linear.bias is None else [linear.bias.detach()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = ops.fused_linear.default(
+            x.flatten(0, -2), self.weights, self.biases, None, 0.0, False, None
+        )
+        return out.unflatten(0, x.shape[:-1])
+
+
 class BoundDraft:
     """A draft with the tables made from its target's weights: what `glm_tree` and the loop read.
 
@@ -221,6 +236,8 @@ class BoundDraft:
         self.embedding = embedding.detach()
         self.heads, self.glm = model.heads.to(lm_head.dtype), model.glm.to(lm_head.dtype)
         self.mix = self.glm.mix.detach()
+        if lm_head.device.type == "cpu" and backend_of("fused_linear", "cpu")[0] == "native":
+            self.heads.project, self.glm.gate = FewRows(self.heads.project), FewRows(self.glm.gate)
         self.id_map, self.vocab_weight = None, lm_head.detach()
         if config.draft_vocab_size:
             self.id_map = model.draft_vocab.long()
