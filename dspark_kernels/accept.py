@@ -24,7 +24,7 @@ from .training.replay import Replay, future_tokens, replay, tokens_per_step
 from .training.store import Continuation, read_shards, write_shard
 
 FULL, HEADS_GLM = "lookup, heads, GLM", "heads, GLM"
-MIN_SCORES = (0.003, 0.01, 0.03, 0.1)
+MIN_SCORES = (0.002, 0.004, 0.01, 0.02)
 
 
 @torch.inference_mode()
@@ -146,9 +146,7 @@ def loops(tokens: list[int], window: int = 24) -> bool:
     return any(end == tokens[-window - period : -period] for period in periods)
 
 
-def accept(
-    draft: BoundDraft, items: list[Continuation], num_nodes: int = 64, min_score=0.0
-) -> dict:
+def accept(draft: BoundDraft, items: list[Continuation], num_nodes: int = 64) -> dict:
     """Tokens per step of the draft and of what it is compared with, on greedy continuations.
 
     The comparisons without the GLM are fitted on these very items, in their favour. Returns

@@ -110,7 +110,12 @@ def _decode_options(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="tree nodes verified per step; 'auto' (default): as many as promise the most tokens/s",
     )
-    command.add_argument("--min-score", type=float, default=0.0, help="prune less likely nodes")
+    command.add_argument(
+        "--min-score",
+        type=float,
+        default=0.0,
+        help="prune nodes which would add less than this share to a step's expected tokens",
+    )
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:

@@ -204,7 +204,8 @@ def generate(
         stop: tokens that end a request; the stop token itself is the last one emitted.
         num_nodes: tree nodes which the target verifies per step and request, root included; or a
             scheduler, which chooses them before each step.
-        min_score: nodes less likely than this to survive are not verified.
+        min_score: nodes which would add less than this share to the expected tokens of a step are
+            not verified.
         on_tokens: called with (request, its new tokens) after each step that yielded some.
         sync_every: steps between two looks of the host at the results. On a GPU it looks one step
             behind, and the scheduler knows no more than it.
@@ -295,9 +296,11 @@ class _Loop:
 
     def _choose(self, scores: torch.Tensor) -> Budget:
         """On the CPU the scores of this tree decide; on a GPU those which were looked at last."""
-        if not self.graphs.cuda:
-            self._schedule(scores.numpy())
-        return self.scheduler.budget
+        if self.graphs.cuda:
+            return self.scheduler.budget
+        self._schedule(scores.numpy())
+        budget, used = self.scheduler.budget, (scores.numpy() > 0).sum(axis=1)
+        return Budget(min(budget.num_nodes, used.max()), min(budget.total, used.sum()))
 
     def _schedule(self, scores: np.ndarray) -> None:
         remaining = self.results.remaining[self.requests]

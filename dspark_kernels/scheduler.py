@@ -12,7 +12,7 @@ from .cost import CostTable
 from .packing import Budget, lag_weight
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes of one request
-TOTALS = (*SIZES, *(64 * n // 2 for n in (3, 4, 6, 8, 12, 16, 24, 32, 48, 64)))  # of a batch
+TOTALS = (*SIZES, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # of a batch
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
 GAIN_MEMORY, LEAST_GAIN = 0.9, 0.15  # of drafting over plain decoding, in plain steps

@@ -195,7 +195,7 @@ class Results:
     @property
     def context(self) -> float:
         """Mean length of the requests that go on, their prompts included."""
-        return float(self.lengths[self.running].mean()) if self.running.any() else 0.0
+        return float(self.lengths[self.running].mean())
 
     def add_first(self, tokens: Sequence[int]) -> None:
         """Take the token that each request's prefill yielded."""

@@ -60,7 +60,7 @@ def test_replay_takes_the_steps_of_the_loop(decoder, items):
     assert replayed["by_depth"] == sorted(replayed["by_depth"], reverse=True)
     for row in result["drafters"].values():
         assert row["total"]["8"] <= row["total"]["16"]
-    bounds = [result["min_score"][f"score >= {bound}"] for bound in accept.MIN_SCORES]
+    bounds = [result["min_score"][f"min_score {bound}"] for bound in accept.MIN_SCORES]
     nodes = [row["nodes"] for row in bounds]
     assert nodes == sorted(nodes, reverse=True) and nodes[-1] >= 1
     assert result["any_candidate"] >= result["drafters"]["heads, GLM"]["total"]["16"]

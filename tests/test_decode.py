@@ -138,6 +138,22 @@ def test_min_score_and_sync_every_change_no_token(decoder):
     assert seldom.tokens == expected
 
 
+def test_the_target_runs_over_no_pruned_node(decoder, monkeypatch):
+    forward, rows = decoder.target.forward, []
+
+    def record(tokens, positions, cache, ancestors=None, kept=None):
+        rows.append(tokens.numel() if kept is None else len(kept))
+        return forward(tokens, positions, cache, ancestors, kept)
+
+    monkeypatch.setattr(decoder.target, "forward", record)
+    for prompts in (PROMPTS[:1], PROMPTS):
+        rows.clear()
+        statistics = decoder.generate(
+            prompts, max_new_tokens=30, num_nodes=16, min_score=0.05
+        ).statistics
+        assert sum(rows[1:]) == statistics.nodes < 16 * statistics.steps  # rows[0]: the prompts
+
+
 def test_stop_token_inside_an_accepted_run(decoder):
     (tokens,) = decoder.generate([PROMPTS[2]], max_new_tokens=24).tokens
     for stop in set(tokens):

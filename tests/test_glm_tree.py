@@ -71,11 +71,16 @@ def oracle(inputs, b):
                         expand(f, b, d, levels[-1][path[:-1]], zero, vocab),
                         token,
                     )
-        level = {p: v for p, v in level.items() if v[0] > 0 and v[0] >= f["min_score"]}
+        level = {p: v for p, v in level.items() if v[0] > 0}
         levels.append(level)
     scores = {path: value[0] for level in levels for path, value in level.items()}
     ranked = sorted(scores, key=lambda path: (-scores[path], len(path)))
-    return {path: scores[path] for path in ranked[: f["num_nodes"]]}
+    best = {}
+    for path in ranked[: f["num_nodes"]]:
+        if scores[path] < f["min_score"] * sum(best.values()):
+            break
+        best[path] = scores[path]
+    return best
 
 
 def expand(f, b, d, node, zero, vocab):

@@ -152,8 +152,8 @@ def assert_same_tree(actual, expected, min_score=0.0, tolerance=2e-5):
 
     Two float32 evaluations may differ by `tolerance`, relative to the score and per level. A node
     may then be in one tree only if its score is that close to the bar of the other: its lowest
-    score if it is full, or min_score. Both trees are valid, so that order
-    and indices follow from scores.
+    score if it is full, or min_score times their sum. Both trees are valid, so that order and
+    indices follow from scores.
     """
     assert_valid(actual)
     assert torch.equal(actual.tokens[:, 0], expected.tokens[:, 0])
@@ -171,7 +171,7 @@ def assert_same_tree(actual, expected, min_score=0.0, tolerance=2e-5):
             )
         for here, there in ((one, other), (other, one)):
             full = len(there) == expected.tokens.shape[1]
-            bar = max(min(there.values()) if full else 0.0, min_score)
+            bar = max(min(there.values()) if full else 0.0, min_score * sum(there.values()))
             for path in here.keys() - there.keys():
                 assert math.isclose(
                     here[path], bar, rel_tol=tolerance * (1 + len(path)), abs_tol=1e-30

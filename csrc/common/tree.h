@@ -2,8 +2,8 @@
 //
 // Nodes kept so far are ordered by (depth, score desc, token, parent's order). A level adds the
 // children of the last level; then only the N best of all stay, by (score desc, depth, token,
-// parent's order), in which order they are written at the end. A dropped node cannot return, nor
-// can its descendants, which never score higher.
+// parent's order), in which order they are written at the end, as far as min_score allows. A
+// dropped node cannot return, nor can its descendants, which never score higher.
 
 #pragma once
 
@@ -129,9 +129,10 @@ DSPARK_HOST_DEVICE void append_children(G& g, const GlmShape& shape, const Level
   g.sync();
 }
 
+// Puts the nodes' places, best first, into s.moved; returns how many stay: those which score at
+// least min_score times what all better ones sum up to.
 template <class G>
-DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeScratch& s,
-                                   const GlmOutputs& out) {
+DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScratch& s) {
   for (int i = g.lane(); i < shape.nodes; i += g.size()) {
     s.order[i] = i < kept ? uint64_t{~G::float_bits(s.score[i])} << 32 | i : 0;
     s.moved[i] = i;
@@ -139,10 +140,28 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
   g.sync();
   sort(
       g, s.order, kept, [](uint64_t a, uint64_t b) { return a < b; },
-      [&](int place, uint64_t value) { s.moved[value & INT32_MAX] = place; });
+      [&](int place, uint64_t value) {
+        const int node = static_cast<int>(value & INT32_MAX);
+        s.moved[node] = place;
+        s.child[place] = node;
+      });
+  if (shape.min_score == 0) return kept;
+  int stay = 0;
+  for (float sum = 0; stay < kept; ++stay) {
+    const float score = s.score[s.child[stay]];
+    if (score < shape.min_score * sum) break;
+    sum += score;
+  }
+  return stay;
+}
+
+template <class G>
+DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeScratch& s,
+                                   const GlmOutputs& out) {
+  const int stay = rank_nodes(g, shape, kept, s);
   for (int i = g.lane(); i < shape.nodes; i += g.size()) {
-    const bool used = i < kept;
     const int to = s.moved[i];
+    const bool used = to < stay;
     out.tokens[to] = used ? s.token[i] : 0;
     out.parents[to] = used && s.parent[i] >= 0 ? s.moved[s.parent[i]] : -1;
     out.depths[to] = used ? s.depth[i] : 0;
@@ -152,13 +171,13 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
   for (int item = g.lane(); item < shape.nodes * words; item += g.size()) {
     const int node = item / words, word = item % words;
     uint64_t bits = 0;
-    for (int i = node; i >= 0; i = i < kept ? s.parent[i] : -1) {
+    for (int i = node; i >= 0; i = s.moved[i] < stay ? s.parent[i] : -1) {
       const int to = s.moved[i];
       if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
     }
     out.ancestors[s.moved[node] * words + word] = static_cast<int64_t>(bits);
   }
-  if (g.lane() == 0) *out.num_nodes = kept;
+  if (g.lane() == 0) *out.num_nodes = stay;
 }
 
 template <class G, typename T>

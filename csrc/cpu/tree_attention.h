@@ -31,6 +31,10 @@ struct TreeAttention {
 
   int64_t queries_per_head() const { return heads / kv_heads; }
   int64_t rows(int64_t request) const { return active_count[request] * queries_per_head(); }
+  int64_t rows(int64_t request, int64_t group) const {
+    const int64_t left = rows(request) - group * kGroupRows;
+    return left < kGroupRows ? left : kGroupRows;
+  }
   int64_t node_of(int64_t request, int64_t row) const {
     return active[request * nodes + row / queries_per_head()];
   }

@@ -60,7 +60,8 @@ def glm_tree(
         paths: int64 [B, P, Q], drafted continuations of the root; one ends at the first token
             outside [0, V), or where its parent was not kept.
         path_scores: float32 [B, P, Q], absolute estimates of survival; needed with `paths`.
-        min_score: nodes of a lower score are dropped; one of score 0 always is.
+        min_score: nodes which score less than this times the sum of all better nodes' scores, the
+            expected tokens without them, are dropped; one of score 0 always is.
 
         Limits: H <= 16, C <= 64, R <= 256, P <= 16, Q <= 32.
 

@@ -90,7 +90,7 @@ def glm_tree(
         levels.append(
             [part.gather(1, order) for part in (child_tokens, child_parents, child_scores)]
         )
-    return best_nodes(levels, num_nodes)
+    return best_nodes(levels, num_nodes, min_score)
 
 
 def known_tokens(tokens, vocab):
@@ -120,8 +120,11 @@ def sort_level(tokens, parents, scores):
     return order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
 
-def best_nodes(levels, num_nodes):
-    """The N best of sorted levels [(tokens, parents in the level above, scores)] as a tree."""
+def best_nodes(levels, num_nodes, min_score):
+    """The N best of sorted levels [(tokens, parents in the level above, scores)] as a tree.
+
+    Nodes which score less than min_score times the sum of all better ones are left out.
+    """
     starts = [0]
     for tokens, _, _ in levels[:-1]:
         starts.append(starts[-1] + tokens.shape[1])
@@ -136,7 +139,9 @@ def best_nodes(levels, num_nodes):
     scores = torch.cat([level[2] for level in levels] + [spare.float()], 1)
 
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :num_nodes]
-    used = scores.gather(1, best) > 0
+    ranked = scores.gather(1, best)
+    better = ranked.cumsum(dim=1) - ranked  # what the better nodes sum up to
+    used = (ranked > 0) & (ranked >= min_score * better)
     index = torch.arange(num_nodes, device=scores.device).expand(best.shape)
     new_index = torch.zeros_like(tokens).scatter(1, best, index)
     parents = new_index.gather(1, parents.gather(1, best))
@@ -146,7 +151,7 @@ def best_nodes(levels, num_nodes):
         parents,
         torch.where(used, depths.gather(1, best), 0).int(),
         ancestor_words(parents, len(levels) - 1),
-        torch.where(used, scores.gather(1, best), 0.0),
+        torch.where(used, ranked, 0.0),
         used.sum(dim=1).int(),
     )
 

@@ -82,8 +82,7 @@ def replay(
     """Draft behind every token of a continuation, and see how far its future gets in each tree.
 
     budgets: numbers of nodes, root included. The budget "chain" follows the best child only.
-    bounds: a budget "score >= m" for each of these scores, within the
-    largest number of nodes.
+    bounds: a budget "min_score m" for each of these, within the largest number of nodes.
     """
     count, largest = len(item.tokens) - 1, max(budgets)
     positions = torch.arange(count)
@@ -93,7 +92,8 @@ def replay(
     used = torch.arange(largest) < tree.num_nodes[:, None]
     inside = {"chain": best_chain(tree)}
     inside |= {str(budget): used & (torch.arange(largest) < budget) for budget in budgets}
-    inside |= {f"score >= {least}": used & (tree.scores >= least) for least in bounds}
+    better = tree.scores.cumsum(dim=1) - tree.scores
+    inside |= {f"min_score {m}": used & (tree.scores >= m * better) for m in bounds}
     alive = {name: torch.ones(count, dtype=torch.bool) for name in inside}
     accepted = {name: torch.zeros(count, dtype=torch.int64) for name in inside}
     rows, current = torch.arange(count), torch.zeros(count, dtype=torch.int64)

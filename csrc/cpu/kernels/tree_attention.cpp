@@ -61,8 +61,7 @@ struct View {
     ancestors = p.ancestors + task.request * p.nodes * words;
     seqlen = p.cache_seqlens[task.request];
     first_row = task.group * kGroupRows;
-    const int64_t left = p.rows(task.request) - first_row;
-    rows = left < kGroupRows ? left : kGroupRows;
+    rows = p.rows(task.request, task.group);
     for (int64_t node = 0; node < p.nodes; ++node) {
       depth[node] = -1;
       for (int64_t w = 0; w < words; ++w) {
@@ -335,8 +334,7 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
 template <typename T>
 void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first, int64_t last) {
   const int64_t group = p.queries_per_head(), first_row = task.group * kGroupRows;
-  const int64_t left = p.rows(task.request) - first_row;
-  const int64_t rows = left < kGroupRows ? left : kGroupRows;
+  const int64_t rows = p.rows(task.request, task.group);
   for (int64_t row = 0; row < rows; ++row) {
     float highest = -kInfinity;
     for (int64_t i = first; i < last; ++i) {
