@@ -29,7 +29,7 @@ def inputs(seed, batch, heads, candidates, rank, nodes, paths, dtype, device, vo
         "table_out": normal(vocab, rank, scale=0.5).to(dtype),
         "mix": normal(2 * rank, rank, scale=rank**-0.5).to(dtype),
         "depth_scale": normal(heads, rank),
-        "calibration": torch.ones(heads, device=device),
+        "calibration": torch.tensor([[1.0, 0.0]], device=device).repeat(heads, 1),
         "temperature": torch.ones(batch, device=device),
         "paths": torch.randint(0, vocab, (batch, paths, 10), generator=g).to(device),
         "path_scores": torch.rand((batch, paths, 10), generator=g).to(device),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .heads import BoundDraft
 from .ops import linear_topk
 from .prompts import encode
-from .training.calibration import fit_temperatures
+from .training.calibration import fit_log_probs
 from .training.replay import Replay, future_tokens, replay, tokens_per_step
 from .training.store import Continuation, read_shards, write_shard
 
@@ -80,7 +80,7 @@ def without_glm(draft: BoundDraft, items: list[Continuation]) -> BoundDraft:
     """The heads alone: dynamic Medusa trees. Calibrated on `items`."""
     heads = copy.copy(draft)
     heads.table_out = torch.zeros_like(draft.table_out)
-    heads.calibration = fit_temperatures(heads, items)[0]
+    heads.calibration = fit_log_probs(heads, items)[0]
     return heads
 
 

@@ -136,7 +136,8 @@ class DraftModel(nn.Module, PyTorchModelHubMixin):
         self.heads = DraftHeads(config)
         self.glm = GatedLinearModel(config)
         self.lookup = ContextLookup(config) if config.lookup_paths else None
-        self.register_buffer("calibration", torch.ones(config.num_heads))  # T_d
+        slope_and_shift = torch.tensor([[1.0, 0.0]]).repeat(config.num_heads, 1)
+        self.register_buffer("calibration", slope_and_shift)  # of each depth's log q
         vocab = torch.arange(config.draft_vocab_size, dtype=torch.int32)
         self.register_buffer("draft_vocab", vocab)  # increasing token ids; empty: all
 
@@ -217,8 +218,8 @@ class BoundDraft:
     """A draft with the tables made from its target's weights: what `glm_tree` and the loop read.
 
     Attributes: vocab_weight [V', D] and id_map [V'] (None: all tokens) for `linear_topk`; table_in,
-    table_out [V, R], mix [2R, R], depth_scale [H, R] and calibration [H] for `glm_tree`; lookup, a
-    `ContextLookup` or None; num_candidates, feature_layers, max_depth.
+    table_out [V, R], mix [2R, R], depth_scale [H, R] and calibration [H, 2] for `glm_tree`; lookup,
+    a `ContextLookup` or None; num_candidates, feature_layers, max_depth.
     """
 
     @torch.no_grad()

@@ -44,12 +44,9 @@ def oracle(inputs, b):
                 lse = float(f["logsumexp"][b, d])
                 tail = max(math.exp(lse) - sum(math.exp(k) for k in keys.values() if k == k), 0)
                 total = sum(math.exp(v) for v in z.values()) + tail
+                slope, shift = f["calibration"][d].tolist()
                 for c in known:
-                    q = (
-                        (math.exp(z[c]) / total) ** (1 / float(f["calibration"][d]))
-                        if total
-                        else 0.0
-                    )
+                    q = (math.exp(z[c]) / total) ** slope * math.exp(shift) if total else 0.0
                     level[(*path, int(f["ids"][b, d, c]))] = (
                         score * min(q, 1.0),
                         state,
@@ -320,7 +317,8 @@ def test_a_request_does_not_depend_on_its_batch(device):
         ({"table_out": torch.zeros(50, 8).half()}, TypeError, "table_out must have dtype float32"),
         ({"mix": torch.zeros(8, 8)}, ValueError, "mix must have shape"),
         ({"depth_scale": torch.zeros(8, 8)}, ValueError, "depth_scale must have shape"),
-        ({"calibration": torch.zeros(3)}, ValueError, "calibration must hold values"),
+        ({"calibration": torch.zeros(3)}, ValueError, "calibration must have shape"),
+        ({"calibration": torch.zeros(3, 2)}, ValueError, "calibration must hold values"),
         ({"temperature": torch.tensor([-1.0, 0.0])}, ValueError, "temperature must hold values"),
         ({"num_nodes": 0}, ValueError, "num_nodes must be from 1 to 256"),
         ({"num_nodes": 257}, ValueError, "num_nodes must be from 1 to 256"),

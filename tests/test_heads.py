@@ -16,7 +16,7 @@ def weights():
 def test_save_and_load(tmp_path):
     draft = tiny_draft(draft_vocab_size=16)
     draft.draft_vocab.copy_(torch.arange(0, 64, 4))
-    draft.calibration.copy_(torch.tensor([0.9, 1.1, 1.234567]))
+    draft.calibration.copy_(torch.tensor([[0.9, 0.1], [1.1, -0.2], [1.234567, 0.0]]))
     draft.save_pretrained(tmp_path)
     loaded = DraftModel.from_pretrained(tmp_path)
     assert loaded.config == draft.config

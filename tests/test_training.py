@@ -10,7 +10,12 @@ from tiny import tiny_draft, tiny_model
 
 from dspark_kernels.heads import DraftModel
 from dspark_kernels.training import TrainConfig, train
-from dspark_kernels.training.calibration import calibration_error, fit_lookup, true_path_log_probs
+from dspark_kernels.training.calibration import (
+    calibration_error,
+    fit_line,
+    fit_lookup,
+    true_path_log_probs,
+)
 from dspark_kernels.training.data import continue_prompts, read_prompts
 from dspark_kernels.training.objective import half_distillation
 from dspark_kernels.training.replay import propose, replay, tokens_per_step
@@ -179,6 +184,15 @@ def test_calibration_error_of_honest_and_of_overconfident_scores():
     probs = torch.rand(20000, dtype=torch.float64)
     assert calibration_error(probs, torch.rand(20000) < probs) < 0.02
     assert calibration_error(probs, torch.rand(20000) < probs**3) > 0.15
+
+
+def test_the_fit_finds_slope_and_shift():
+    torch.manual_seed(0)
+    log_q = torch.rand(200_000, dtype=torch.float64).log()
+    hits = (torch.rand(200_000) < (1.3 * log_q - 0.4).exp()).double()
+    log_q[:1000], hits[:1000] = -math.inf, 0.0  # what has no probability says nothing
+    assert fit_line(log_q, hits).tolist() == pytest.approx([1.3, -0.4], abs=0.02)
+    assert fit_line(log_q, torch.zeros_like(hits)).tolist() == [1.0, 0.0]
 
 
 def test_segments_are_parts_of_continuations(prompts, tmp_path):

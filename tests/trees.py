@@ -91,7 +91,7 @@ def glm_inputs(
         "table_out": normal(V, R, scale=0.5).to(dtype),
         "mix": normal(2 * R, R, scale=R**-0.5).to(dtype),
         "depth_scale": normal(H, R),
-        "calibration": 0.5 + torch.rand(H, generator=g),
+        "calibration": torch.rand((H, 2), generator=g) + torch.tensor([0.5, -0.5]),
         "temperature": torch.tensor([0.0, 0.7, 1.0, 2.0]).repeat(B)[:B],
         "paths": paths if P else None,
         "path_scores": torch.rand((B, P, Q), generator=g) if P else None,

@@ -25,7 +25,7 @@ struct GlmInputs {                // of one request
   const T *table_in, *table_out;  // [V, R]
   const T* mix;                   // [2R, R]
   const float* depth_scale;       // [H, R]
-  const float* calibration;       // [H] or null
+  const float* calibration;       // [H, 2], slope and shift, or null
   float temperature;              // > 0
   const int64_t* paths;           // [P, Q]
   const float* path_scores;       // [P, Q]
@@ -239,7 +239,9 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   const float share = team.sum(G::fold_sum(sum));
   const float tail = logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
 
-  const V rate = G::splat(in.calibration == nullptr ? 1.0f : 1.0f / in.calibration[level]);
+  const bool calibrated = in.calibration != nullptr;
+  const V slope = G::splat(calibrated ? in.calibration[2 * level] : 1.0f);
+  const V shift = G::splat(calibrated ? in.calibration[2 * level + 1] : 0.0f);
   for (int f = team.index(); f < count; f += team.count()) {
     float* row = scores + f * pitch;
     V highest = lowest;
@@ -258,7 +260,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
     const bool finite = top > -INFINITY && top < INFINITY;
     const V log_total = finite ? G::splat(top) + G::log(total) : G::splat(INFINITY);
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      const V x = (G::load(row + c) - log_total) * rate;
+      const V x = (G::load(row + c) - log_total) * slope + shift;
       V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
       q = G::select(x < zero, q, G::select(x > lowest, one, zero));
       G::store(row + c, q * G::splat(node_scores[f]));

@@ -51,7 +51,7 @@ class GlmTreeArguments {
     check_dtype(table_out, table_dtype, op, "table_out");
     check_shape(table_out, {vocab, rank}, op, "table_out", "have shape [V, R]");
     in_ = with_contiguous_rows(table_in), out_ = with_contiguous_rows(table_out);
-    calibration_ = Optional(calibration, kFloat, {heads}, op, "calibration");
+    calibration_ = Optional(calibration, kFloat, {heads, 2}, op, "calibration");
     temperature_ = Optional(temperature, kFloat, {batch}, op, "temperature");
     paths_ = Optional(paths, kLong, {batch, -1, -1}, op, "paths");
     path_scores_ = Optional(path_scores, kFloat, {batch, -1, -1}, op, "path_scores");

@@ -37,7 +37,8 @@ def glm_tree(
         s = a * s_parent + b * w                                    # zero above the root
         z = keys[d] + table_out[ids[d]] @ (depth_scale[d] * s) / τ  # τ = 0: no division
         tail = log(max(exp(logsumexp[d]) - exp(keys[d]).sum(), 0))
-        q = exp((z - logaddexp(z.logsumexp(0), tail)) / calibration[d])
+        slope, shift = calibration[d]
+        q = exp(min(slope * (z - logaddexp(z.logsumexp(0), tail)) + shift, 0))
 
     Paths compete for the same nodes: node d of a path has the score min(path_scores[d], its
     parent's). A node reached in several ways is one node with the largest score. Kept are the N
@@ -55,7 +56,7 @@ def glm_tree(
         mix: [2R, R], same dtype.
         depth_scale: float32 [H, R].
         num_nodes: N, 1 to 256.
-        calibration: float32 [H], the temperature of each depth's log q; ones if None.
+        calibration: float32 [H, 2], slope and shift of each depth's log q; 1 and 0 if None.
         temperature: float32 [B], τ of the request; ones if None.
         paths: int64 [B, P, Q], drafted continuations of the root; one ends at the first token
             outside [0, V), or where its parent was not kept.
@@ -97,8 +98,9 @@ def glm_tree(
     check.tensor("gate", gate, f"B H {2 * rank}", FLOAT32)
     check.tensor("depth_scale", depth_scale, "H R", FLOAT32)
     check.integer("num_nodes", num_nodes, 1, MAX_NODES)
-    check.tensor("calibration", calibration, "H", FLOAT32, optional=True)
-    check.values("calibration", calibration, 1e-6)
+    check.tensor("calibration", calibration, "H 2", FLOAT32, optional=True)
+    if calibration is not None:
+        check.values("calibration", calibration[:, 0], 1e-6)
     check.tensor("temperature", temperature, "B", FLOAT32, optional=True)
     check.values("temperature", temperature, 0)
     check.tensor("paths", paths, "B P Q", INT64, optional=True)

@@ -68,7 +68,8 @@ def glm_tree(
                 state, token_out, keys[:, depth], logsumexp[:, depth], depth_scale[depth], tau
             )
             if calibration is not None:
-                log_probs = log_probs / calibration[depth]
+                slope, shift = calibration[depth]
+                log_probs = slope * log_probs + shift
             probs = log_probs.exp().clamp(max=1.0).nan_to_num(0.0)
             child_scores = scores[..., None] * probs * (ids[:, depth, None] >= 0)  # [B, F, C]
             child_tokens = ids[:, depth, None].expand(child_scores.shape)

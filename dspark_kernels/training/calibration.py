@@ -1,10 +1,12 @@
-"""Scores as probabilities: the temperatures T_d of the GLM, and the table of the context lookup.
+"""Scores as probabilities: slope and shift of the GLM's log q, and the table of the lookup.
 
-The T_d are fitted from the root down (sequential temperature scaling, as for the confidence head of
-DSpark, arXiv 2607.05147): a depth is fitted where the true path is among the candidates above it.
+They are fitted from the root down (as the temperatures of DSpark's confidence head, arXiv
+2607.05147): a depth is fitted where the true path is among the candidates above it. A temperature
+alone is not enough: at every depth the candidates together are promised more than they get.
 """
 
 import torch
+from torch import Tensor
 
 from ..heads import BoundDraft, DraftModel
 from ..ops import linear_topk
@@ -56,27 +58,36 @@ def calibration_error(probs: torch.Tensor, hits: torch.Tensor, bins: int = 20) -
 
 
 @torch.no_grad()
-def fit_temperatures(draft: BoundDraft, items: list[Continuation]) -> tuple[torch.Tensor, dict]:
-    """T_d [H] which maximise the likelihood of hit or miss, and the calibration error of the best
-    child before and after: {"before": [H numbers], "after": [H numbers]}."""
+def fit_log_probs(draft: BoundDraft, items: list[Continuation]) -> tuple[Tensor, dict]:
+    """Slope and shift [H, 2] with which the scores of hits are likeliest, and the calibration error
+    of the best child before and after: {"before": [H numbers], "after": [H numbers]}."""
     parts = [true_path_log_probs(draft, item) for item in items if len(item.tokens) > 1]
     log_probs, is_true, reached = (torch.cat(part) for part in zip(*parts, strict=True))
-    grid = torch.linspace(0.5, 2.0, 61)
-    temperatures, errors = [], {"before": [], "after": []}
+    fitted, errors = [], {"before": [], "after": []}
     for depth in range(log_probs.shape[1]):
         rows = reached[:, depth]
         log_q, hit = log_probs[rows, depth].double(), is_true[rows, depth]
-        losses = []
-        for temperature in grid:
-            scaled = (log_q / temperature).clamp(max=-1e-6)
-            losses.append(-torch.where(hit, scaled, torch.log1p(-scaled.exp())).sum())
-        best = grid[torch.stack(losses).argmin()]
-        temperatures.append(best)
+        fitted.append(fit_line(log_q.flatten(), hit.flatten().double()))
         top = log_q.argmax(-1, keepdim=True)
-        for name, temperature in (("before", 1.0), ("after", best)):
-            probs = (log_q.gather(1, top)[:, 0] / temperature).exp().clamp(max=1)
+        for name, (slope, shift) in (("before", (1.0, 0.0)), ("after", fitted[-1])):
+            probs = (slope * log_q.gather(1, top)[:, 0] + shift).exp().clamp(max=1)
             errors[name].append(calibration_error(probs, hit.gather(1, top)[:, 0]))
-    return torch.stack(temperatures), errors
+    return torch.stack(fitted).float(), errors
+
+
+def fit_line(log_q: Tensor, hits: Tensor) -> Tensor:
+    """(slope, shift) of greatest Poisson likelihood for hits (0 or 1) of rate exp(slope · log_q +
+    shift), float64 [K] both: rates then sum up to the hits. (1, 0) where there is none."""
+    known = log_q > -torch.inf
+    x, hits = torch.stack((log_q[known], torch.ones_like(log_q[known])), 1), hits[known]
+    line = x.new_tensor([1.0, 0.0])
+    if not hits.any():
+        return line
+    for _ in range(30):  # Newton's method, on a convex function
+        rate = (x @ line).exp()
+        curvature = x.T @ (rate[:, None] * x) + 1e-9 * torch.eye(2, dtype=x.dtype)
+        line = line - torch.linalg.solve(curvature, x.T @ (rate - hits))
+    return line if line.isfinite().all() and line[0] > 0.1 else x.new_tensor([1.0, 0.0])
 
 
 @torch.no_grad()
@@ -114,10 +125,9 @@ def fit_lookup(
 def calibrate(
     model: DraftModel, embedding, lm_head, items: list[Continuation], max_new_tokens: int
 ) -> dict:
-    """Fit T_d and lookup table in place on held-out greedy continuations; returns the errors."""
-    model.calibration.fill_(1.0)
-    temperatures, errors = fit_temperatures(model.bind(embedding, lm_head), items)
-    model.calibration.copy_(temperatures)
+    """Fit both in place on held-out greedy continuations; returns the errors of `fit_log_probs`."""
+    lines, errors = fit_log_probs(model.bind(embedding, lm_head), items)
+    model.calibration.copy_(lines)
     if model.lookup is not None:
         model.lookup.table.copy_(fit_lookup(model.lookup.window, items, max_new_tokens))
     return errors
