@@ -6,7 +6,9 @@ test_of = $(foreach op,$(1),tests/test_$(op).py)
 TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits tree_attention)
 TREE_TESTS := $(call test_of,accept_tree chain_reject context_lookup glm_tree typical_accept)
 CPU_TESTS := $(call test_of,fused_linear rotary_append)
-DECODE := --dtype bfloat16 --limit 2 --csv benchmarks/results
+PROMPTS ?=  # of the package unless a file is given
+DECODE := --dtype bfloat16 $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
+BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
@@ -30,7 +32,8 @@ sanitize: $(VENV)/built
 # all results and pictures of this CPU, in about 15 minutes of an idle machine
 bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --csv benchmarks/results
-	$(BIN)/python -m benchmarks.decode $(DECODE)
+	$(BIN)/python -m benchmarks.decode $(DECODE) --limit 2
+	$(BIN)/python -m benchmarks.decode $(DECODE) $(BATCHES) --methods ours plain generate lookahead:5,4,5 medusa
 	$(BIN)/python -m benchmarks.schedule --limit 1 --csv benchmarks/results
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
