@@ -85,7 +85,8 @@ def propose(
         tree = glm_tree(**found, num_nodes=max_nodes, min_score=min_score)
         scores = tree.scores
         num_nodes, total = (max_nodes, scores.numel()) if choose is None else choose(scores)
-        tree = tree.best(num_nodes)
+        if num_nodes < max_nodes:
+            tree = tree.best(num_nodes)
         rows = None
         if total < tree.scores.numel():
             rows = best_rows(tree.scores, state.remaining, total)
