@@ -38,7 +38,7 @@ class DraftConfig:
     rank: int = 128  # R of the GLM
     draft_vocab_size: int = 0  # tokens the heads may propose; 0: all
     lookup_paths: int = 4  # 0: no context lookup
-    lookup_length: int = 16
+    lookup_length: int = 64
     lookup_min_ngram: int = 1
     lookup_max_ngram: int = 16
 

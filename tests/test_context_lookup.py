@@ -26,10 +26,8 @@ def oracle(history, max_ngram, min_ngram, num_paths, path_length):
             paths.append(path)
             lengths.append(match)
     empty = num_paths - len(paths)
-    paths = [path + [-1] * (path_length - len(path)) for path in paths] + [
-        [-1] * path_length
-    ] * empty
-    return paths, lengths + [0] * empty
+    paths = [(path * path_length)[:path_length] for path in paths]
+    return paths + [[-1] * path_length] * empty, lengths + [0] * empty
 
 
 def check(function, rows, device="cpu", padding=3, **options):
@@ -72,7 +70,7 @@ def test_definition_by_example():
     #          0  1  2  3  4  5  6  7  8  9
     history = [7, 1, 2, 3, 9, 1, 2, 4, 1, 2]
     paths, match_length = reference(torch.tensor([history]), torch.tensor([10]), 3, 1, 3, 4)
-    assert paths.tolist() == [[[4, 1, 2, -1], [3, 9, 1, 2], [-1] * 4]]
+    assert paths.tolist() == [[[4, 1, 2, 4], [3, 9, 1, 2], [-1] * 4]]
     assert match_length.tolist() == [[2, 2, 0]]
 
 
@@ -99,7 +97,7 @@ def test_backend_long_histories(vocab, device):
         for length in (1, 63, 64, 65, 300, 1000)
     ]
     check(public, rows, device, max_ngram=4, min_ngram=2, num_paths=5, path_length=10)
-    check(public, rows, device, max_ngram=16, min_ngram=1, num_paths=16, path_length=32)
+    check(public, rows, device, max_ngram=16, min_ngram=1, num_paths=16, path_length=64)
 
 
 @pytest.mark.backend
@@ -144,7 +142,7 @@ def test_empty(shape, device):
         ({"min_ngram": 0}, ValueError, "min_ngram must be from 1 to 3"),
         ({"min_ngram": 4}, ValueError, "min_ngram must be from 1 to 3"),
         ({"num_paths": 17}, ValueError, "num_paths must be from 1 to 16"),
-        ({"path_length": 33}, ValueError, "path_length must be from 1 to 32"),
+        ({"path_length": 65}, ValueError, "path_length must be from 1 to 64"),
     ],
 )
 def test_errors(change, error, message):

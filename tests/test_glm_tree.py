@@ -325,7 +325,7 @@ def test_a_request_does_not_depend_on_its_batch(device):
         ({"num_nodes": 3.0}, TypeError, "num_nodes must be an int"),
         ({"paths": None}, ValueError, "path_scores must be given if and only if"),
         ({"paths": torch.zeros(2, 17, 3).long()}, ValueError, "at most 16 paths"),
-        ({"paths": torch.zeros(2, 1, 33).long()}, ValueError, "at most 32 tokens"),
+        ({"paths": torch.zeros(2, 1, 65).long()}, ValueError, "at most 64 tokens"),
         ({"path_scores": torch.zeros(2, 2, 4)}, ValueError, "path_scores must have shape"),
         ({"min_score": -0.1}, ValueError, "min_score must be >= 0"),
     ],

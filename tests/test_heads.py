@@ -65,7 +65,7 @@ def test_bind_gathers_the_draft_vocabulary(weights):
     draft.draft_vocab.copy_(torch.arange(1, 64, 4))
     bound = draft.bind(embedding.bfloat16(), lm_head.bfloat16(), num_layers=2)
     assert torch.equal(bound.vocab_weight, lm_head.bfloat16()[1::4])
-    assert bound.id_map.dtype == torch.int64 and bound.max_depth == 16
+    assert bound.id_map.dtype == torch.int64 and bound.max_depth == 64
     for tensor in (bound.table_in, bound.table_out, bound.mix):
         assert tensor.dtype == torch.bfloat16
     for tensor in (

@@ -179,6 +179,6 @@ def test_context_lookup(ops, vocab):
     ]
     for options in (
         {"max_ngram": 4, "min_ngram": 2, "num_paths": 5, "path_length": 10},
-        {"max_ngram": 16, "min_ngram": 1, "num_paths": 16, "path_length": 32},
+        {"max_ngram": 16, "min_ngram": 1, "num_paths": 16, "path_length": 64},
     ):
         lookup_cases.check(ops.context_lookup, rows, **options)

@@ -165,9 +165,11 @@ def test_replay_with_a_certain_lookup_accepts_its_paths():
     bound = draft.bind(model.get_input_embeddings().weight, model.lm_head.weight)
     item = random_continuation()
     result = replay(bound, item, budgets=(16,))
-    assert (result.accepted["16"][8:29] == 7).all()  # a path ends where the history does
+    accepted = result.accepted["16"][8:24]
+    assert (accepted >= 7).all()  # two paths may share the 15 nodes
+    assert (accepted == 15).sum() > 10  # a path goes on in circles where the history ends
     tokens, steps = result.tokens_and_steps("16")
-    assert tokens == 39 and steps < 15
+    assert tokens == 39 and steps < 12
     assert tokens_per_step([result])["x"]["16"] == tokens / steps
 
 

@@ -35,7 +35,7 @@ class GlmTreeArguments {
       check_shape(*paths, {batch, -1, -1}, op, "paths", "have shape [B, P, Q]");
       num_paths = paths->size(1), path_length = num_paths > 0 ? paths->size(2) : 0;
       check(num_paths <= kMaxPaths && path_length <= kMaxPathLength, op, "paths",
-            "be at most 16 of 32 tokens", shape_string(*paths));
+            "be at most 16 of 64 tokens", shape_string(*paths));
       if (path_length == 0) num_paths = 0;
     }
 

@@ -53,7 +53,7 @@
 namespace dspark {
 
 constexpr int kMaxNodes = 256, kMaxHeads = 16, kMaxCandidates = 64, kMaxRank = 256;
-constexpr int kMaxPaths = 16, kMaxPathLength = 32, kMaxNgram = 16;
+constexpr int kMaxPaths = 16, kMaxPathLength = 64, kMaxNgram = 16;
 
 DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
 #ifdef __CUDA_ARCH__

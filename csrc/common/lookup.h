@@ -35,7 +35,7 @@ DSPARK_HOST_DEVICE int common_suffix(const int64_t* history, int length, int end
   return match;
 }
 
-// Whether what follows two ends is equal over the shorter of the two continuations.
+// Whether what follows two ends is equal as far as the history goes behind both.
 template <class G>
 DSPARK_HOST_DEVICE bool same_continuation(const int64_t* history, int length, int a, int b,
                                           int path_length) {
@@ -86,10 +86,9 @@ DSPARK_HOST_DEVICE void find_continuations(G& g, const int64_t* history, int len
       if (better) best = match;
     }
     best = g.max(best);
-    const int end = static_cast<int>(best & INT32_MAX);
+    const int end = static_cast<int>(best & INT32_MAX), period = length - 1 - end;
     for (int i = g.lane(); i < options.path_length; i += g.size()) {
-      const bool inside = best > 0 && end + 1 + i < length;
-      paths[p * options.path_length + i] = inside ? history[end + 1 + i] : -1;
+      paths[p * options.path_length + i] = best > 0 ? history[end + 1 + i % period] : -1;
     }
     if (g.lane() == 0) {
       match_length[p] = static_cast<int32_t>(best >> 32);

@@ -21,7 +21,7 @@ class LookupArguments {
     check_shape(lengths, {batch}, op, "lengths", "have shape [B]");
     check(capacity < (1 << 30), op, "history", "have fewer than 2^30 columns", capacity);
     check(num_paths >= 1 && num_paths <= kMaxPaths, op, "num_paths", "be 1 to 16", num_paths);
-    check(path_length >= 1 && path_length <= kMaxPathLength, op, "path_length", "be 1 to 32",
+    check(path_length >= 1 && path_length <= kMaxPathLength, op, "path_length", "be 1 to 64",
           path_length);
     check(max_ngram <= kMaxNgram && min_ngram >= 1 && min_ngram <= max_ngram, op, "min_ngram",
           "be 1 to max_ngram, which is at most 16", min_ngram);

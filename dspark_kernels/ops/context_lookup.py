@@ -19,9 +19,10 @@ def context_lookup(
 
     An occurrence of the suffix ends at e < length - 1; its match length is the number of tokens
     that history[:e + 1] and history[:length] have in common at their ends, at most max_ngram. Its
-    continuation is history[e + 1 : e + 1 + path_length], cut at length. Occurrences are taken by
-    (match length, then e), largest first; one is dropped when its continuation equals that of an
-    earlier pick over the shorter of the two.
+    continuation is history[e + 1 : length], cut at path_length or repeated up to it, as a text that
+    goes round in circles would go on. Occurrences are taken by (match length, then e), largest
+    first; one is dropped when its continuation equals that of an earlier pick, cut and before
+    repetition, over the shorter of the two.
 
     Args:
         history: int64 [B, S], the tokens so far, the root last.
@@ -29,10 +30,11 @@ def context_lookup(
         max_ngram: longest match that counts, 1 to 16.
         min_ngram: shortest match taken, 1 to max_ngram.
         num_paths: P, 1 to 16.
-        path_length: Q, 1 to 32.
+        path_length: Q, 1 to 64.
 
     Returns:
-        paths int64 [B, P, Q], -1 padded; match_length int32 [B, P], 0 for an empty path.
+        paths int64 [B, P, Q]; match_length int32 [B, P]. Where there are fewer than P occurrences,
+        tokens of -1 and match lengths of 0.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
@@ -47,7 +49,7 @@ def context_lookup(
     check.integer("max_ngram", max_ngram, 1, 16)
     check.integer("min_ngram", min_ngram, 1, max_ngram)
     check.integer("num_paths", num_paths, 1, 16)
-    check.integer("path_length", path_length, 1, 32)
+    check.integer("path_length", path_length, 1, 64)
     return ops.context_lookup.default(
         history, lengths, max_ngram, min_ngram, num_paths, path_length
     )

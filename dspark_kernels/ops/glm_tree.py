@@ -7,7 +7,7 @@ from ..tree import DraftTree
 from ._check import FLOAT32, INT64, MAX_NODES, Check
 
 MAX_HEADS, MAX_CANDIDATES, MAX_RANK = 16, 64, 256
-MAX_PATHS, MAX_PATH_LENGTH = 16, 32
+MAX_PATHS, MAX_PATH_LENGTH = 16, 64
 
 
 def glm_tree(
@@ -64,7 +64,7 @@ def glm_tree(
         min_score: nodes which score less than this times the sum of all better nodes' scores, the
             expected tokens without them, are dropped; one of score 0 always is.
 
-        Limits: H <= 16, C <= 64, R <= 256, P <= 16, Q <= 32.
+        Limits: H <= 16, C <= 64, R <= 256, P <= 16, Q <= 64.
 
     Returns:
         A DraftTree of N slots; a NaN probability counts as 0.

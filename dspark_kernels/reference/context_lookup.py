@@ -27,7 +27,9 @@ def context_lookup(history, lengths, max_ngram, min_ngram, num_paths, path_lengt
         found = rank.gather(1, best) >= 0  # [B, 1]
         best_row = best[..., None].expand(-1, -1, path_length)
         path, in_path = continuations.gather(1, best_row), inside.gather(1, best_row)  # [B, 1, Q]
-        paths.append(torch.where(in_path & found[..., None], path, -1))
+        period = (lengths - 1 - best).clamp(min=1)[..., None]
+        repeated = path.gather(2, offset % period)
+        paths.append(torch.where(found[..., None], repeated, -1))
         match_length.append(torch.where(found, matches.gather(1, best), 0))
         agrees = ((continuations == path) | ~inside | ~in_path).all(dim=2)
         rank = rank.masked_fill(agrees, -1)
