@@ -238,16 +238,15 @@ def generate(
     loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock)
     behind = 1 if graphs.cuda else 0
     launched: deque[_Launched] = deque()
-    started = before = time.perf_counter()
+    started = now = time.perf_counter()
     while not results.finished:
         launched.extend(loop.launch() for _ in range(sync_every))
-        now = time.perf_counter()
+        before, now = now, time.perf_counter()
         with clock("host"):
             while len(launched) > behind:
                 loop.look(launched.popleft(), (now - before) / sync_every)
             if not graphs.cuda:
                 loop.drop_finished()
-        before = time.perf_counter()
     results.statistics.decode_seconds = time.perf_counter() - started
     results.statistics.seconds = clock.seconds()
     return Generation(results.tokens, results.statistics)
@@ -321,10 +320,13 @@ class _Loop:
             )
             if self.graphs.cuda and running.any():
                 self._schedule(scores)
+        batch, total = len(requests), launched.budget.total
+        if running.any() and launched.drafted == (total > batch):
+            self.scheduler.observe_seconds(batch, total, results.context, seconds)
         counts = outcome.counts.tolist()
         results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())
         observed = float(outcome.counts.numpy()[running].sum())
-        results.statistics.record_choice(launched.budget.total, predicted, observed, seconds)
+        results.statistics.record_choice(total, predicted, observed, seconds)
 
     def drop_finished(self) -> None:
         """Go on with the requests that have not met their end, if some have."""

@@ -18,6 +18,8 @@ TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and 
 GAIN_MEMORY, LEAST_GAIN = 0.9, 0.15  # of drafting over plain decoding, in plain steps
 LONGEST_PAUSE, PAUSE_GROWTH = 48, 3  # plain steps between two drafts
 CONTEXT_STEP = 64  # tokens of context within which a step's cost is taken as one
+COST_MEMORY, COST_TRUST = 0.95, 10.0  # of late steps' seconds; steps which outweigh the table
+COST_SPREAD = 1.5  # a step's seconds are that many times what is expected of them at most
 
 
 class Scheduler:
@@ -27,6 +29,9 @@ class Scheduler:
     the ratio of accepted to predicted nodes among those of the group that were verified lately, in
     this text and, as long as it is short, in those before. Where drafts have not been worth their
     time it decodes plainly, and drafts again ever less often to see whether that has changed.
+
+    Costs are corrected too, by what late steps took: a machine that others share is not as fast as
+    when its table was measured, and not by one factor for all numbers of nodes.
     """
 
     def __init__(self, sizes: tuple[int, ...], costs: CostTable | None = None):
@@ -39,6 +44,8 @@ class Scheduler:
         self._text = np.zeros_like(self._all)
         self._gain = np.zeros(2)  # sum, and its weight
         self._seconds: dict[tuple[int, int, int], float] = {}
+        self._pace = 1.0  # seconds of late steps over the table's
+        self._paces: dict[int, tuple[float, float]] = {}  # nodes: sum of paces over it, weight
         self.begin(1)
 
     @property
@@ -89,7 +96,7 @@ class Scheduler:
         totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
         tokens = count + np.array([0.0, *gains[np.array(totals[1:], dtype=int) - count - 1]])
         nodes = [batch, *totals[1:]]  # a step without draft runs over all roots
-        seconds = np.array([self._step_seconds(batch, number, context) for number in nodes])
+        seconds = np.array([self.step_seconds(batch, number, context) for number in nodes])
         best = int((tokens / seconds).argmax())
         self.budget = Budget(1, batch)
         if best:
@@ -97,7 +104,7 @@ class Scheduler:
             num_nodes = next(size for size in self.sizes if size >= most)
             self.budget = Budget(num_nodes, totals[best])
 
-        spent = seconds[best] + (0 if best else self.costs.draft(batch))
+        spent = seconds[best] + (0 if best else self._pace * self.costs.draft(batch))
         gain = tokens[best] / tokens[0] - spent / seconds[0]
         self._gain = GAIN_MEMORY * self._gain + (gain, 1.0)
         pays = self._gain[0] > LEAST_GAIN * self._gain[1]
@@ -124,8 +131,23 @@ class Scheduler:
         self._text = TEXT_MEMORY**learned * self._text + new
         return expected
 
-    def _step_seconds(self, batch: int, nodes: int, context: float) -> float:
-        """Seconds of a step over so many nodes."""
+    def step_seconds(self, batch: int, nodes: int, context: float) -> float:
+        """Seconds which a step over so many nodes of all requests is expected to take."""
+        paces, weight = self._paces.get(nodes, (1.0, 1.0))
+        return self._pace * paces / weight * self._table_seconds(batch, nodes, context)
+
+    def observe_seconds(self, batch: int, nodes: int, context: float, seconds: float) -> None:
+        """Learn from what a step over so many nodes took, its draft included if it had one."""
+        if self.costs is None:
+            return
+        pace = seconds / self._table_seconds(batch, nodes, context) / self._pace
+        pace = min(max(pace, 1 / COST_SPREAD), COST_SPREAD)
+        self._pace *= 1 + (1 - COST_MEMORY) * (pace - 1)
+        paces, weight = self._paces.get(nodes, (COST_TRUST, COST_TRUST))
+        paces = COST_TRUST + COST_MEMORY * (paces - COST_TRUST) + pace
+        self._paces[nodes] = paces, COST_TRUST + COST_MEMORY * (weight - COST_TRUST) + 1
+
+    def _table_seconds(self, batch: int, nodes: int, context: float) -> float:
         key = batch, nodes, int(context) // CONTEXT_STEP
         if key not in self._seconds:
             middle = (key[2] + 0.5) * CONTEXT_STEP

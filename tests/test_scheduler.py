@@ -141,3 +141,23 @@ def test_drafts_that_hardly_pay_are_left_out():
             drafted += 1
             scheduler.choose(tree, REMAINING, 100)
     assert drafted < 20
+
+
+def test_costs_follow_what_steps_take():
+    """A pass is as dear for 16 nodes as for 8, unlike in the table, and all take twice as long."""
+    scheduler = Scheduler((1, 8, 16), costs(per_token=0.5))
+    tree = scores(0.7, 16)
+    assert scheduler.choose(tree, REMAINING, 100).total == 6
+    for step in range(60):
+        total = 16 if step % 5 == 0 else scheduler.choose(tree, REMAINING, 100).total
+        scheduler.observe_seconds(1, total, 100, 2 * 13.5)
+    assert scheduler.choose(tree, REMAINING, 100).total >= 12
+    assert scheduler.step_seconds(1, 16, 100) == pytest.approx(27, rel=0.1)
+
+
+def test_one_slow_step_changes_little():
+    scheduler = Scheduler(SIZES, costs())
+    before = [scheduler.step_seconds(1, nodes, 100) for nodes in SIZES]
+    scheduler.observe_seconds(1, 16, 100, 1e4)
+    after = [scheduler.step_seconds(1, nodes, 100) for nodes in SIZES]
+    assert after == pytest.approx(before, rel=0.1)

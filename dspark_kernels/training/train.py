@@ -41,7 +41,7 @@ class TrainConfig:
     feature_size: int = 128
     hidden_feature: bool = True
     rank: int = 128
-    draft_vocab_size: int = 20480  # at most the target's vocabulary
+    draft_vocab_size: int = 12288  # at most the target's vocabulary
     # optimisation
     learning_rate: float = 2e-3
     segments: int = 128  # per batch
