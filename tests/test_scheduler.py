@@ -148,7 +148,7 @@ def test_costs_follow_what_steps_take():
     scheduler = Scheduler((1, 8, 16), costs(per_token=0.5))
     tree = scores(0.7, 16)
     assert scheduler.choose(tree, REMAINING, 100).total == 6
-    for step in range(60):
+    for step in range(200):
         total = 16 if step % 5 == 0 else scheduler.choose(tree, REMAINING, 100).total
         scheduler.observe_seconds(1, total, 100, 2 * 13.5)
     assert scheduler.choose(tree, REMAINING, 100).total >= 12
