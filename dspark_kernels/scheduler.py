@@ -15,15 +15,20 @@ SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes of one request
 TOTALS = (*SIZES, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # of a batch
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
+USUAL_MEMORY, MARGIN = 0.9, 1.1  # of the trees' expected tokens; rate over the usual size's
 GAIN_MEMORY, LEAST_GAIN = 0.9, 0.15  # of drafting over plain decoding, in plain steps
 LONGEST_PAUSE, PAUSE_GROWTH = 48, 3  # plain steps between two drafts
 CONTEXT_STEP = 64  # tokens of context within which a step's cost is taken as one
-COST_MEMORY, COST_TRUST = 0.95, 10.0  # of late steps' seconds; steps which outweigh the table
+COST_MEMORY, COST_TRUST = 0.95, 10.0  # of late steps' seconds; first steps the table counts for
 COST_SPREAD = 1.5  # a step's seconds are that many times what is expected of them at most
 
 
 class Scheduler:
     """Chooses among `sizes`, 1 being the first, given what they cost; one alone needs no costs.
+
+    The size is the one which late trees promised most of per second; another one only where this
+    step's tree promises a tenth more with it. (The best size of each tree alone is worse: it takes
+    more nodes where tokens are easy, which a later step would have taken for less.)
 
     Nodes are grouped by rank: a group lies between two sizes. Scores of a group are corrected by
     the ratio of accepted to predicted nodes among those of the group that were verified lately, in
@@ -40,8 +45,10 @@ class Scheduler:
         self.budget = Budget(sizes[-1], sizes[-1])  # the last choice
         self._starts = np.array(sizes[:-1] or (1,))  # first rank of each group
         self._group = self._starts.searchsorted(np.arange(sizes[-1]), side="right") - 1  # by rank
-        self._all = np.full((2, len(self._starts)), TRUST)  # predicted and accepted, by group
-        self._text = np.zeros_like(self._all)
+        groups = len(self._starts)
+        self._all = [[TRUST] * groups, [TRUST] * groups]  # predicted and accepted, by group
+        self._text = [[0.0] * groups, [0.0] * groups]
+        self._usual: dict[int, np.ndarray] = {}  # tokens of late trees by total, by requests
         self._gain = np.zeros(2)  # sum, and its weight
         self._seconds: dict[tuple[int, int, int], float] = {}
         self._pace = 1.0  # seconds of late steps over the table's
@@ -53,16 +60,11 @@ class Scheduler:
         """The largest size: so many nodes are scored before the choice."""
         return self.sizes[-1]
 
-    @property
-    def correction(self) -> np.ndarray:
-        """Accepted over predicted nodes, by group."""
-        predicted, accepted = self._text
-        return (accepted + TEXT_TRUST * self._all[1] / self._all[0]) / (predicted + TEXT_TRUST)
-
     def begin(self, batch: int) -> None:
         """Other texts: what was peculiar to the last ones counts little from here on."""
         self.budget = Budget(self.budget.num_nodes, batch * self.budget.num_nodes)
-        self._text[:] = 0
+        self._text = [[0.0] * len(self._starts) for _ in range(2)]
+        self._correct()
         self._gain /= max(self._gain[1], 1.0)
         self._pause = self._rested = 0
 
@@ -86,21 +88,26 @@ class Scheduler:
             return self.budget
         ranked = scores[running]
         count = len(ranked)
-        weight = lag_weight(remaining[running].astype(np.float32))[:, None]
-        priority = ranked * weight
-        priority[:, 0] = np.inf  # every request's root is verified
-        order = np.argsort(-priority, axis=None, kind="stable")
-        gains = ranked * self.correction[self._group] * (weight / weight.mean())
-        gains = gains.ravel()[order[count:]].cumsum(dtype=np.float64)
-
-        totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
-        tokens = count + np.array([0.0, *gains[np.array(totals[1:], dtype=int) - count - 1]])
+        if count == 1:  # as in the general case, in a few numbers
+            totals, order = self.sizes, None
+            gains = np.add.reduceat(ranked[0], self._starts) * self.correction
+            tokens = np.array([1.0, *gains]).cumsum()
+        else:
+            totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
+            tokens, order = self._shared(ranked, remaining[running], totals)
         nodes = [batch, *totals[1:]]  # a step without draft runs over all roots
         seconds = np.array([self.step_seconds(batch, number, context) for number in nodes])
-        best = int((tokens / seconds).argmax())
+        usual = self._usual.get(count, tokens)
+        usual = self._usual[count] = usual + (1 - USUAL_MEMORY) * (tokens - usual)
+        rates = tokens / seconds
+        best, now = int((usual / seconds).argmax()), int(rates.argmax())
+        if rates[now] > MARGIN * rates[best]:
+            best = now
         self.budget = Budget(1, batch)
         if best:
-            most = np.bincount(order[: totals[best]] // self.max_nodes).max()
+            most = totals[best]
+            if count > 1:
+                most = np.bincount(order[:most] // self.max_nodes).max()
             num_nodes = next(size for size in self.sizes if size >= most)
             self.budget = Budget(num_nodes, totals[best])
 
@@ -117,19 +124,49 @@ class Scheduler:
         nodes: int [B], verified of each request that goes on; scores: float32 [B, max_nodes];
         path_scores: float32 [B, P], scores of the accepted nodes and -1.
         """
-        ranked = scores.copy()
-        ranked[np.arange(self.max_nodes) >= nodes[:, None]] = 0
-        predicted = np.add.reduceat(ranked.sum(axis=0, dtype=np.float64), self._starts)
-        expected = float(predicted @ self.correction)
-        path = path_scores[:, :, None]
-        bounds = ranked[:, self._starts[1:] - 1]  # score of the last node before a group
-        behind = (path > 0) & (path < bounds[:, None])
-        accepted = -np.diff(behind.sum(axis=(0, 1)), prepend=(path > 0).sum(), append=0)
-        new = np.stack((predicted, accepted))
-        learned = (nodes[:, None] > self._starts).sum(axis=0)  # requests, by group
-        self._all = TRUST + MEMORY**learned * (self._all - TRUST) + new
-        self._text = TEXT_MEMORY**learned * self._text + new
+        ranks = range(len(self._starts))
+        verified = np.where(np.arange(self.max_nodes) < nodes[:, None], scores, 0.0)
+        predicted = np.add.reduceat(verified.sum(axis=0, dtype=np.float64), self._starts).tolist()
+        expected = sum(p * c for p, c in zip(predicted, self.correction.tolist(), strict=True))
+        accepted = [0] * len(ranks)
+        last = verified[:, self._starts[1:] - 1].tolist()  # score of the last node before a group
+        for bounds, path in zip(last, path_scores.tolist(), strict=True):
+            for score in path:
+                if score <= 0:
+                    break
+                accepted[sum(score < bound for bound in bounds)] += 1
+        verified = nodes.tolist()
+        learned = [sum(n > start for n in verified) for start in self._starts.tolist()]
+        for group in ranks:
+            for sums, new in zip(range(2), (predicted[group], accepted[group]), strict=True):
+                old = self._all[sums][group] - TRUST
+                self._all[sums][group] = TRUST + MEMORY ** learned[group] * old + new
+                self._text[sums][group] *= TEXT_MEMORY ** learned[group]
+                self._text[sums][group] += new
+        self._correct()
         return expected
+
+    def _correct(self) -> None:
+        """Accepted over predicted nodes, by group: float64 [groups]."""
+        known = zip(*self._all, *self._text, strict=True)
+        self.correction = np.array(
+            [(ta + TEXT_TRUST * a / p) / (tp + TEXT_TRUST) for p, a, tp, ta in known]
+        )
+
+    def _shared(self, ranked, remaining, totals) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens expected of several requests for each total, and the order of their nodes.
+
+        ranked: float32 [K, max_nodes]; remaining: [K]. Every request's root is verified.
+        """
+        count = len(ranked)
+        weight = lag_weight(remaining.astype(np.float32))[:, None]
+        priority = ranked * weight
+        priority[:, 0] = np.inf
+        order = np.argsort(-priority, axis=None, kind="stable")
+        gains = ranked * self.correction[self._group] * (weight / weight.mean())
+        gains = gains.ravel()[order[count:]].cumsum(dtype=np.float64)
+        tokens = count + np.array([0.0, *gains[np.array(totals[1:], dtype=int) - count - 1]])
+        return tokens, order
 
     def step_seconds(self, batch: int, nodes: int, context: float) -> float:
         """Seconds which a step over so many nodes of all requests is expected to take."""
@@ -144,8 +181,7 @@ class Scheduler:
         pace = min(max(pace, 1 / COST_SPREAD), COST_SPREAD)
         self._pace *= 1 + (1 - COST_MEMORY) * (pace - 1)
         paces, weight = self._paces.get(nodes, (COST_TRUST, COST_TRUST))
-        paces = COST_TRUST + COST_MEMORY * (paces - COST_TRUST) + pace
-        self._paces[nodes] = paces, COST_TRUST + COST_MEMORY * (weight - COST_TRUST) + 1
+        self._paces[nodes] = COST_MEMORY * paces + pace, COST_MEMORY * weight + 1
 
     def _table_seconds(self, batch: int, nodes: int, context: float) -> float:
         key = batch, nodes, int(context) // CONTEXT_STEP
