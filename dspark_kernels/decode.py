@@ -280,12 +280,12 @@ class _Loop:
         scheduler, cuda = self.scheduler, self.graphs.cuda
         draft = self.draft if self.draft is not None and scheduler.drafts() else None
         clock = no_clock if cuda else self.clock
+        num_nodes = scheduler.max_nodes if cuda else scheduler.draft_nodes
 
         def run():
             return step(
-                self.target, draft, self.state, scheduler.max_nodes, self.min_score, clock,
-                self._choose,
-            )  # fmt: skip
+                self.target, draft, self.state, num_nodes, self.min_score, clock, self._choose
+            )
 
         plain = Budget(1, len(self.requests))
         key = plain if draft is None else scheduler.budget, scheduler.max_nodes, self.min_score

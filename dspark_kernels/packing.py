@@ -25,9 +25,10 @@ def lag_weight(remaining):
     """What a token is worth to requests with so many to go, floats in a tensor or an array.
 
     A batch lasts as long as its last request, so the tokens of those that lag behind count for
-    more. A finished request has none to go.
+    more, but only by the square root: else the others lose what these win. A finished request has
+    none to go.
     """
-    return remaining * remaining
+    return remaining**0.5
 
 
 def best_rows(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Rows:

@@ -12,6 +12,7 @@ from .cost import CostTable
 from .packing import Budget, lag_weight
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes of one request
+LEAST_DRAFT = 16  # nodes that are always scored
 TOTALS = (*SIZES, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # of a batch
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
@@ -60,6 +61,13 @@ class Scheduler:
         """The largest size: so many nodes are scored before the choice."""
         return self.sizes[-1]
 
+    @property
+    def draft_nodes(self) -> int:
+        """The size which is enough to score before the choice, as far as the last one tells: on a
+        CPU the rest would take its time in vain."""
+        enough = min(max(LEAST_DRAFT, 2 * self.budget.num_nodes), self.max_nodes)
+        return next(size for size in self.sizes if size >= enough)
+
     def begin(self, batch: int) -> None:
         """Other texts: what was peculiar to the last ones counts little from here on."""
         self.budget = Budget(self.budget.num_nodes, batch * self.budget.num_nodes)
@@ -77,7 +85,7 @@ class Scheduler:
         return False
 
     def choose(self, scores: np.ndarray, remaining: np.ndarray, context: float) -> Budget:
-        """The budget for trees of these scores, float32 [B, max_nodes], best first.
+        """The budget for trees of these scores, float32 [B, up to max_nodes], best first.
 
         remaining: [B], tokens which each request may still emit, 0 for a finished one.
         context: mean length of the requests in tokens.
@@ -86,7 +94,7 @@ class Scheduler:
         if len(self.sizes) == 1:
             self.budget = Budget(self.max_nodes, batch * self.max_nodes)
             return self.budget
-        ranked = scores[running]
+        ranked = self._whole(scores[running])
         count = len(ranked)
         if count == 1:  # as in the general case, in a few numbers
             totals, order = self.sizes, None
@@ -121,10 +129,11 @@ class Scheduler:
     def observe(self, nodes: np.ndarray, scores: np.ndarray, path_scores: np.ndarray) -> float:
         """Learn from a step that drafted; returns how many nodes it was expected to accept.
 
-        nodes: int [B], verified of each request that goes on; scores: float32 [B, max_nodes];
+        nodes: int [B], verified of each request that goes on; scores: as in `choose`;
         path_scores: float32 [B, P], scores of the accepted nodes and -1.
         """
         ranks = range(len(self._starts))
+        scores = self._whole(scores)
         verified = np.where(np.arange(self.max_nodes) < nodes[:, None], scores, 0.0)
         predicted = np.add.reduceat(verified.sum(axis=0, dtype=np.float64), self._starts).tolist()
         expected = sum(p * c for p, c in zip(predicted, self.correction.tolist(), strict=True))
@@ -145,6 +154,14 @@ class Scheduler:
                 self._text[sums][group] += new
         self._correct()
         return expected
+
+    def _whole(self, scores: np.ndarray) -> np.ndarray:
+        """Zeros for the ranks which were not drafted."""
+        if scores.shape[1] == self.max_nodes:
+            return scores
+        whole = np.zeros((len(scores), self.max_nodes), dtype=np.float32)
+        whole[:, : scores.shape[1]] = scores
+        return whole
 
     def _correct(self) -> None:
         """Accepted over predicted nodes, by group: float64 [groups]."""

@@ -32,7 +32,7 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
     assert torch.equal(kept.flatten().nonzero()[:, 0], rows.slots)
     assert torch.equal(rows.place[kept], torch.arange(total))
     assert (kept.gather(1, parents) | ~kept).all()
-    priority = (scores * remaining[:, None] ** 2)[:, 1:]
+    priority = (scores * remaining[:, None] ** 0.5)[:, 1:]
     inside, outside = priority[kept[:, 1:]], priority[~kept[:, 1:]]
     assert not len(inside) or not len(outside) or inside.min() >= outside.max()
 

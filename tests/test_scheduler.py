@@ -60,10 +60,12 @@ def test_finished_requests_do_not_count():
 
 
 def test_requests_that_lag_behind_count_for_more():
-    scheduler = Scheduler(SIZES, costs(0.5))
     copying_beside_hard = np.concatenate([scores(0.99), scores(0.3)])
-    even = scheduler.choose(copying_beside_hard, np.array([50, 50]), 100)
-    assert scheduler.choose(copying_beside_hard, np.array([10, 100]), 100).total < even.total
+    even, lagging = (
+        Scheduler(SIZES, costs(0.5)).choose(copying_beside_hard, np.array(remaining), 100)
+        for remaining in ([50, 50], [1, 900])
+    )
+    assert lagging.total < even.total
 
 
 def test_plain_decoding_is_interrupted_ever_less_often():
@@ -185,3 +187,17 @@ def test_one_request_is_a_batch_of_one():
         sums = np.add.reduceat(tree[0], scheduler._starts) * scheduler.correction
         tokens, _ = scheduler._shared(tree, REMAINING, list(scheduler.sizes))
         assert tokens == pytest.approx(np.array([1.0, *sums]).cumsum(), rel=1e-5)
+
+
+def test_it_drafts_no_more_than_it_may_choose():
+    scheduler = Scheduler(SIZES, costs(per_token=0.05))
+    drafted = []
+    for survival in [0.5] * 5 + [0.99] * 5 + [0.0] * 30:
+        drafted.append(scheduler.draft_nodes)
+        tree = scores(survival, scheduler.draft_nodes)
+        budget = scheduler.choose(tree, REMAINING, 100)
+        assert budget.num_nodes <= drafted[-1]
+        nothing = np.full((1, 64), -1.0, dtype=np.float32)
+        assert scheduler.observe(np.array([budget.num_nodes]), tree, nothing) >= 0
+    assert drafted[4] == 16 and drafted[7] == 64 and drafted[-1] == 16
+    assert Scheduler((5,)).draft_nodes == 5
