@@ -1,7 +1,7 @@
 """What a step costs on this machine: measured once, kept in a file, interpolated.
 
-Seconds of a target pass (with its draws and the walk) over all tokens of a batch, at a few context
-lengths, and seconds of a draft by batch size.
+Seconds of a target pass (with its draws and the walk) over tokens of one request, and of each
+further request it runs over, at a few context lengths; and seconds of a draft by batch size.
 """
 
 import hashlib
@@ -30,6 +30,7 @@ class CostTable:
     pass_seconds: list[list[float]]  # [contexts][tokens]
     batches: list[int]
     draft_seconds: list[float]  # [batches]
+    request_seconds: list[float]  # [contexts], what each request beyond the first adds to a pass
 
     def step(self, batch: int, nodes: int, context: float) -> float:
         """Seconds of a step over `nodes` of all requests; with no more than one each, no draft.
@@ -38,6 +39,7 @@ class CostTable:
         """
         curves = [_line(nodes, self.tokens, row) for row in self.pass_seconds]
         seconds = _line(context, self.contexts, curves)
+        seconds += (batch - 1) * _line(context, self.contexts, self.request_seconds)
         return seconds + (self.draft(batch) if nodes > batch else 0.0)
 
     def draft(self, batch: int) -> float:

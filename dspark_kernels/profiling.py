@@ -23,6 +23,7 @@ NODES = SIZES[-1]  # of a draft, and of one request at most
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128)
 CONTEXTS = (64, 1024)
 BATCHES = (1, 4)
+MANY = 8  # requests of one token each, beside one request of as many tokens
 WARM_UP, LEAST_ROUNDS, MOST_ROUNDS = 2, 5, 20  # warm-up: to compile, and to capture
 SETTLED = 0.005  # a round which makes the table less faster than by this share is the last
 
@@ -52,6 +53,7 @@ def view(table: CostTable) -> Group:
     )  # fmt: skip
     for tokens, *row in zip(table.tokens, *table.pass_seconds, strict=True):
         passes.add_row(str(tokens), *(f"{1e3 * seconds:.2f}" for seconds in row))
+    passes.add_row("a further request", *(f"{1e3 * s:.2f}" for s in table.request_seconds))
     drafts = Table("requests", Column("ms", justify="right"), title="a draft", box=box.SIMPLE_HEAD)
     for batch, seconds in zip(table.batches, table.draft_seconds, strict=True):
         drafts.add_row(str(batch), f"{1e3 * seconds:.2f}")
@@ -64,10 +66,11 @@ def profile(target, draft) -> CostTable:
     longest = target.max_length - NODES
     contexts = [context for context in CONTEXTS if context <= longest] or [max(longest, 1)]
     functions = {
-        (context, tokens): _pass(target, draft, context, tokens)
+        (context, tokens): _pass(target, draft, context, -(-tokens // NODES), min(tokens, NODES))
         for context in contexts
         for tokens in TOKENS
     }
+    functions |= {(context, "many"): _pass(target, draft, context, MANY, 1) for context in contexts}
     functions |= {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
     fastest = dict.fromkeys(functions, float("inf"))
     rounds = range(-WARM_UP, MOST_ROUNDS)
@@ -88,6 +91,10 @@ def profile(target, draft) -> CostTable:
         ],
         batches=list(BATCHES),
         draft_seconds=_increasing(fastest[batch] for batch in BATCHES),
+        request_seconds=[
+            max(fastest[context, "many"] - fastest[context, MANY], 0.0) / (MANY - 1)
+            for context in contexts
+        ],
     )
 
 
@@ -116,12 +123,11 @@ def _state(target, context: int, batch: int) -> State:
     return state
 
 
-def _pass(target, draft, context: int, tokens: int):
-    """A function that runs the target over a chain of tokens of as many requests as it takes."""
-    nodes = min(tokens, NODES)
-    state = _state(target, context, tokens // nodes)
-    shape = (tokens // nodes, nodes)
-    tree = chain(torch.randint(target.lm_head.shape[0], shape, device=target.device))
+def _pass(target, draft, context: int, batch: int, nodes: int):
+    """A function that runs the target over chains of so many nodes of so many requests."""
+    state = _state(target, context, batch)
+    tokens = torch.randint(target.lm_head.shape[0], (batch, nodes), device=target.device)
+    tree = chain(tokens)
     graphs, deepest = Graphs(target.device), max_depth(draft)
 
     def run():
@@ -129,7 +135,7 @@ def _pass(target, draft, context: int, tokens: int):
         state.cache.seqlens.fill_(context - 1)
         return verify(target, state, tree, deepest, no_clock)
 
-    return lambda: graphs(tokens, run)
+    return lambda: graphs(nodes, run)
 
 
 def _draft(target, draft, context: int, batch: int):

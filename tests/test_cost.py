@@ -15,7 +15,8 @@ KEY = {"model": "m", "dtype": "bfloat16", "torch": "1.0"}
 
 @pytest.fixture
 def table():
-    return CostTable(KEY, [64, 1024], [1, 8, 64], [[1, 2, 10], [2, 4, 20]], [1, 4], [0.5, 0.8])
+    passes = [[1, 2, 10], [2, 4, 20]]
+    return CostTable(KEY, [64, 1024], [1, 8, 64], passes, [1, 4], [0.5, 0.8], [0.1, 0.2])
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +31,10 @@ def decoder():
         (1, 8, 64, 2.5),
         (1, 8, 544, 3.5),  # halfway between the contexts
         (1, 36, 64, 6.5),  # halfway between the tokens
-        (4, 8, 0, 2.8),  # eight tokens of four requests
-        (2, 128, 1024, 20 + 64 * 16 / 56 + 0.6),  # beyond the last tokens the slope goes on
+        (4, 8, 0, 2.8 + 3 * 0.1),  # eight tokens of four requests
+        (2, 128, 1024, 20 + 64 * 16 / 56 + 0.6 + 0.2),  # beyond the last tokens the slope goes on
         (1, 1, 1984, 3.0),  # and beyond the last context
-        (8, 8, 64, 2.0),
+        (8, 8, 64, 2.0 + 7 * 0.1),
     ],
 )
 def test_interpolation(table, batch, nodes, context, expected):

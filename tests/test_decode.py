@@ -52,7 +52,7 @@ def test_tokens_are_those_of_plain_decoding(decoder, options, num_nodes):
 @pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("per_token", [1e-5, 0.2], ids=["cheap nodes", "dear nodes"])
 def test_the_scheduler_changes_no_token(decoder, options, per_token):
-    table = CostTable({}, [64], [1, 256], [[1.0, 1 + 255 * per_token]], [1], [0.1])
+    table = CostTable({}, [64], [1, 256], [[1.0, 1 + 255 * per_token]], [1], [0.1], [0.0])
     expected = decoder.generate(PROMPTS, max_new_tokens=40, speculative=False, **options).tokens
     chosen = set()
     for sync_every in (1, 3):

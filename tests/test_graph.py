@@ -163,7 +163,7 @@ def test_replayed_steps_are_the_eager_ones(sampling, device):
 @pytest.mark.cuda
 @pytest.mark.parametrize("nodes", ["fixed", "plain", "scheduled"])
 def test_captured_generation_is_lossless_call_after_call(nodes, device):
-    costs = CostTable({}, [64], [1, 64], [[1.0, 2.0]], [1], [0.1])
+    costs = CostTable({}, [64], [1, 64], [[1.0, 2.0]], [1], [0.1], [0.0])
     num_nodes = {"fixed": 16, "plain": 1, "scheduled": Scheduler((1, 4, 16), costs)}[nodes]
     target = TransformersTarget(tiny_model().to(device))
     draft = bound_draft(target)

@@ -13,7 +13,7 @@ def costs(per_token=0.1, fixed=8.0, draft=1.5):
     """A pass over n tokens takes fixed + per_token·n, a draft `draft`, whatever the context."""
     tokens = [1, 64, 512]
     row = [fixed + per_token * n for n in tokens]
-    return CostTable({}, [64, 1024], tokens, [row, row], [1, 8], [draft, draft])
+    return CostTable({}, [64, 1024], tokens, [row, row], [1, 8], [draft, draft], [0, 0])
 
 
 def scores(survival, nodes=64, batch=1):
