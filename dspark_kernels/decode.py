@@ -288,7 +288,7 @@ class _Loop:
             )
 
         plain = Budget(1, len(self.requests))
-        key = plain if draft is None else scheduler.budget, scheduler.max_nodes, self.min_score
+        key = plain if draft is None else scheduler.budget, num_nodes, self.min_score
         with self.clock("graph") if cuda else nullcontext():
             outcome = self.graphs((draft is None, *key), run)
         budget = plain if draft is None else scheduler.budget

@@ -48,7 +48,6 @@ class Scheduler:
         self._group = self._starts.searchsorted(np.arange(sizes[-1]), side="right") - 1  # by rank
         groups = len(self._starts)
         self._all = [[TRUST] * groups, [TRUST] * groups]  # predicted and accepted, by group
-        self._text = [[0.0] * groups, [0.0] * groups]
         self._usual: dict[int, np.ndarray] = {}  # tokens of late trees by total, by requests
         self._gain = np.zeros(2)  # sum, and its weight
         self._seconds: dict[tuple[int, int, int], float] = {}
@@ -96,10 +95,8 @@ class Scheduler:
             return self.budget
         ranked = self._whole(scores[running])
         count = len(ranked)
-        if count == 1:  # as in the general case, in a few numbers
-            totals, order = self.sizes, None
-            gains = np.add.reduceat(ranked[0], self._starts) * self.correction
-            tokens = np.array([1.0, *gains]).cumsum()
+        if count == 1:
+            totals, tokens = self.sizes, self._alone(ranked[0])
         else:
             totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
             tokens, order = self._shared(ranked, remaining[running], totals)
@@ -144,14 +141,12 @@ class Scheduler:
                 if score <= 0:
                     break
                 accepted[sum(score < bound for bound in bounds)] += 1
-        verified = nodes.tolist()
-        learned = [sum(n > start for n in verified) for start in self._starts.tolist()]
-        for group in ranks:
-            for sums, new in zip(range(2), (predicted[group], accepted[group]), strict=True):
-                old = self._all[sums][group] - TRUST
-                self._all[sums][group] = TRUST + MEMORY ** learned[group] * old + new
-                self._text[sums][group] *= TEXT_MEMORY ** learned[group]
-                self._text[sums][group] += new
+        counts = nodes.tolist()
+        learned = [sum(count > start for count in counts) for start in self._starts.tolist()]
+        for long, text, new in zip(self._all, self._text, (predicted, accepted), strict=True):
+            for group in ranks:
+                long[group] = TRUST + MEMORY ** learned[group] * (long[group] - TRUST) + new[group]
+                text[group] = TEXT_MEMORY ** learned[group] * text[group] + new[group]
         self._correct()
         return expected
 
@@ -169,6 +164,14 @@ class Scheduler:
         self.correction = np.array(
             [(ta + TEXT_TRUST * a / p) / (tp + TEXT_TRUST) for p, a, tp, ta in known]
         )
+
+    def _alone(self, ranked: np.ndarray) -> np.ndarray:
+        """The tokens expected of one request for each size: `_shared`, in a few numbers.
+
+        ranked: float32 [max_nodes].
+        """
+        gains = np.add.reduceat(ranked, self._starts) * self.correction
+        return np.array([1.0, *gains]).cumsum()
 
     def _shared(self, ranked, remaining, totals) -> tuple[np.ndarray, np.ndarray]:
         """The tokens expected of several requests for each total, and the order of their nodes.
