@@ -1,10 +1,12 @@
 """The scheduler beside every fixed number of nodes: python -m benchmarks.schedule [--csv DIR]
 
-Each group of prompts is decoded greedily with every setting in turn, in an order that rotates, so
-that a change of the machine's speed falls on all of them. Decoding time only, prefill excluded.
+Each group of prompts is decoded greedily with every setting in turn, in a shuffled order, so that
+a change of the machine's speed falls on all of them; several rounds, since a category of a batch
+is a single group. Decoding time only, prefill excluded.
 """
 
 import argparse
+import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +58,7 @@ class Tally:
         }
 
 
-def measure(decoder, prompts, batch_size: int, max_new_tokens: int) -> dict:
+def measure(decoder, prompts, batch_size: int, max_new_tokens: int, rounds: int) -> dict:
     """{category or "total": {setting: Tally}}; a setting is a number of nodes or "auto"."""
     settings = [*(size for size in SIZES if size * batch_size <= MOST_TOKENS), "auto"]
     by_category = defaultdict(list)
@@ -70,9 +72,9 @@ def measure(decoder, prompts, batch_size: int, max_new_tokens: int) -> dict:
     for setting in settings:
         decoder.generate(groups[0][1], num_nodes=setting, max_new_tokens=8)
     tallies: dict = {name: defaultdict(Tally) for name in (*by_category, "total")}
-    for turn, (category, ids) in enumerate(tqdm(groups, "decoding")):
-        start = turn % len(settings)
-        for setting in settings[start:] + settings[:start]:
+    shuffle = random.Random(0)
+    for category, ids in tqdm(groups * rounds, "decoding"):
+        for setting in shuffle.sample(settings, len(settings)):
             out = decoder.generate(ids, num_nodes=setting, max_new_tokens=max_new_tokens)
             for name in (category, "total"):
                 tallies[name][setting].add(out.statistics)
@@ -138,11 +140,12 @@ def main():
     parser.add_argument("--limit", type=int, default=12, help="prompts per category at most")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=1, help="over all prompts")
     parser.add_argument("--csv", type=Path, help="folder for the rows and the plot")
     options = parser.parse_args()
     decoder = SpeculativeDecoder.from_pretrained(dtype=torch.bfloat16)
     prompts = read_prompts(options.prompts, options.limit)
-    tallies = measure(decoder, prompts, options.batch_size, options.max_new_tokens)
+    tallies = measure(decoder, prompts, options.batch_size, options.max_new_tokens, options.rounds)
     Console(width=150).print(compare(tallies))
     if options.csv:
         stem = options.csv / f"schedule_batch{options.batch_size}_cpu"

@@ -72,7 +72,7 @@ def case(op, kind, sizes):
     cache = normal(2, batch, slots, heads, width, dtype=dtype)
     lengths = torch.full((batch,), slots - nodes, dtype=torch.int32, device="cuda")
     ancestors = torch.full((batch, nodes, (nodes + 63) // 64), -1, device="cuda")
-    arguments = (q, *cache, lengths, ancestors, width**-0.5, None, 0, 0.0, None, None)
+    arguments = (q, *cache, lengths, ancestors, width**-0.5, None, 0, 0.0, None, None, None)
     return lambda: tree_attention(*arguments)
 
 

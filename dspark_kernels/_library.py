@@ -26,7 +26,7 @@ SCHEMAS = {
     "bool gated, Tensor? residual) -> Tensor",
     "rotary_append": "(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_norm_weight, "
     "Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-    "Tensor cache_seqlens, Tensor? block_table) -> Tensor",
+    "Tensor cache_seqlens, Tensor? block_table, Tensor? rows) -> Tensor",
     "linear_topk": "(Tensor x, Tensor weight, int k, Tensor? bias, Tensor? temperature, "
     "Tensor? seed, Tensor? position, Tensor? id_map, int vocab_offset) -> (Tensor, Tensor, Tensor)",
     "merge_topk": "(Tensor keys, Tensor ids, Tensor logsumexp, int k) -> (Tensor, Tensor, Tensor)",
@@ -38,7 +38,7 @@ SCHEMAS = {
     "int num_paths, int path_length) -> (Tensor, Tensor)",
     "tree_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, "
     "Tensor ancestors, float scale, Tensor? block_table, int window, float softcap, "
-    "Tensor? k_scale, Tensor? v_scale) -> (Tensor, Tensor)",
+    "Tensor? k_scale, Tensor? v_scale, Tensor? rows) -> (Tensor, Tensor)",
     "accept_tree": "(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
     "Tensor(a!)[] caches, Tensor cache_seqlens, Tensor? block_table, int max_depth) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
@@ -80,10 +80,11 @@ def _fake_fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
 
 
 def _fake_rotary_append(
-    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table
-):
-    batch, nodes, heads, head_dim = qkv.shape
-    return qkv.new_empty(batch, nodes, heads - 2 * k_cache.shape[2], head_dim)
+    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table,
+    rows,
+):  # fmt: skip
+    *tokens, heads, head_dim = qkv.shape
+    return qkv.new_empty(*tokens, heads - 2 * k_cache.shape[2], head_dim)
 
 
 def _topk_outputs(like, rows, k):
@@ -128,9 +129,9 @@ def _fake_context_lookup(history, lengths, max_ngram, min_ngram, num_paths, path
 
 def _fake_tree_attention(
     q, k_cache, v_cache, cache_seqlens, ancestors, scale, block_table, window, softcap,
-    k_scale, v_scale,
+    k_scale, v_scale, rows,
 ):  # fmt: skip
-    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float32)
 
 
 def _fake_accept_tree(

@@ -16,7 +16,7 @@ import torch
 
 from .graph import Graphs, Readback, Session
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk
-from .packing import Budget, Rows, best_rows, pack, survivors, unpack
+from .packing import Budget, Packing, best_slots, pack, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State, check_arguments
@@ -76,7 +76,7 @@ def candidates(draft, state: State) -> dict:
 def propose(
     draft, state: State, max_nodes: int, min_score: float, choose: Choice | None = None,
     clock=no_clock,
-) -> tuple[DraftTree, torch.Tensor, Rows | None]:  # fmt: skip
+) -> tuple[DraftTree, torch.Tensor, Packing | None]:  # fmt: skip
     """The trees of this step, the scores [B, max_nodes] which `choose` cut them by, and which of
     their slots the target is to verify: None for all."""
     with clock("draft"):
@@ -87,37 +87,35 @@ def propose(
         num_nodes, total = (max_nodes, scores.numel()) if choose is None else choose(scores)
         if num_nodes < max_nodes:
             tree = tree.best(num_nodes)
-        rows = None
+        packing = None
         if total < tree.scores.numel():
-            rows = best_rows(tree.scores, state.remaining, total)
-    return tree, scores, rows
+            packing = best_slots(tree.scores, state.remaining, total)
+    return tree, scores, packing
 
 
 def verify(
-    target, state: State, tree: DraftTree, max_depth: int, clock: Clock, rows: Rows | None = None
-) -> tuple[Outcome, torch.Tensor]:
+    target, state: State, tree: DraftTree, max_depth: int, clock: Clock,
+    packing: Packing | None = None,
+) -> tuple[Outcome, torch.Tensor]:  # fmt: skip
     """Run the target over the trees, draw at their nodes, and move on to the end of the path.
 
-    rows: the slots to run over, None for all. Returns the outcome, and the target's draws at all
+    packing: the slots to run over, None for all. Returns the outcome, and the target's draws at all
     nodes, int64 [B, N], 0 at those left out.
     """
     cache, tokens, num_nodes = state.cache, tree.tokens, tree.num_nodes
     batch, nodes = tokens.shape
-    slots, ancestors = None, tree.ancestors
-    if rows is not None:
-        slots, ancestors = rows.slots, ancestors.masked_fill(~rows.kept[:, :, None], 0)
     with clock("verify"):
         positions = cache.seqlens[:, None].long() + tree.depths
-        hidden, features = target.forward(tokens, positions, cache, ancestors, slots)
+        hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
         request = torch.arange(batch, device=tokens.device)[:, None].expand(-1, nodes)
-        request, next_positions = pack(request, slots), pack(positions, slots) + 1
+        request, next_positions = pack(request, packing), pack(positions, packing) + 1
         drawn = draw(target, hidden, next_positions, request, state.sampling)
-        drawn = unpack(drawn, slots, batch, nodes)
-        if rows is not None:  # the walk never meets a node that is left out
-            tokens = tokens.masked_fill(~rows.kept, -1)
+        drawn = unpack(drawn, packing, batch, nodes)
+        if packing is not None:  # the walk never meets a node that is left out
+            tokens = tokens.masked_fill(~packing.kept, -1)
             used = torch.arange(nodes, device=tokens.device) < num_nodes[:, None]
-            num_nodes = (rows.kept & used).sum(dim=1, dtype=torch.int32)
+            num_nodes = (packing.kept & used).sum(dim=1, dtype=torch.int32)
     with clock("accept"):
         path, emitted, counts, last = accept_tree(
             tree._replace(tokens=tokens), drawn, cache.tensors, cache.seqlens,
@@ -126,9 +124,9 @@ def verify(
         accepted = path[:, 1:].long()
         path_scores = tree.scores.gather(1, accepted.clamp(min=0)).masked_fill(accepted < 0, -1.0)
         counts = counts.masked_fill(state.done, 0)
-        place = torch.arange(batch * nodes, device=tokens.device).view(batch, nodes)
-        place = place if rows is None else rows.place
-        state.keep(hidden, features, place.gather(1, last[:, None].long())[:, 0])
+        rows = torch.arange(batch * nodes, device=tokens.device).view(batch, nodes)
+        rows = rows if packing is None else packing.rows
+        state.keep(hidden, features, rows.gather(1, last[:, None].long())[:, 0])
         cache.seqlens += counts
         state.append(emitted, counts)
     return Outcome(emitted, counts, num_nodes, path_scores), drawn
@@ -145,8 +143,8 @@ def step(
     """
     if draft is None:
         return verify(target, state, chain(state.root[:, None]), 0, clock)[0]
-    tree, scores, rows = propose(draft, state, num_nodes, min_score, choose, clock)
-    outcome, _drawn = verify(target, state, tree, max_depth(draft), clock, rows)
+    tree, scores, packing = propose(draft, state, num_nodes, min_score, choose, clock)
+    outcome, _drawn = verify(target, state, tree, max_depth(draft), clock, packing)
     return outcome._replace(scores=scores)
 
 

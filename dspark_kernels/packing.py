@@ -13,12 +13,16 @@ class Budget(NamedTuple):
     total: int
 
 
-class Rows(NamedTuple):
+class Packing(NamedTuple):
     """T slots out of B trees of N, packed into the rows of a pass."""
 
-    slots: torch.Tensor  # int64 [T], request·N + node, increasing
-    kept: torch.Tensor  # bool [B, N], which slots these are
-    place: torch.Tensor  # int64 [B, N], row of a slot; 0 for one that is left out
+    slots: torch.Tensor  # int64 [T], request·N + node of each row, increasing
+    rows: torch.Tensor  # int64 [B, N], row of each slot, -1 for one that is left out
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """Which slots these are, bool [B, N]."""
+        return self.rows >= 0
 
 
 def lag_weight(remaining):
@@ -31,7 +35,7 @@ def lag_weight(remaining):
     return remaining**0.5
 
 
-def best_rows(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Rows:
+def best_slots(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Packing:
     """The `total` slots with the highest weighted scores, and all roots of requests that go on.
 
     scores: float32 [B, N], of trees whose parents come first and score no less than their children,
@@ -43,22 +47,21 @@ def best_rows(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Rows
     priority[:, :1] = torch.where(weight > 0, torch.inf, 0.0)
     order = priority.flatten().argsort(descending=True, stable=True)
     slots = order[:total].sort().values
-    kept = torch.zeros_like(scores, dtype=torch.bool).view(-1).index_fill_(0, slots, True)
     row = torch.arange(total, device=slots.device)
-    place = torch.zeros_like(order).index_copy_(0, slots, row)
-    return Rows(slots, kept.view_as(scores), place.view_as(scores))
+    rows = torch.full_like(order, -1).index_copy_(0, slots, row)
+    return Packing(slots, rows.view_as(scores))
 
 
-def pack(x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """[B, N, ...] -> [T, ...]: all slots, or those of `rows`, int64 [T] of request·N + node."""
+def pack(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
+    """[B, N, ...] -> [T, ...]: all slots, or those of a packing."""
     x = x.flatten(0, 1)
-    return x if rows is None else x[rows]
+    return x if packing is None else x[packing.slots]
 
 
-def unpack(x: torch.Tensor, rows: torch.Tensor | None, batch: int, nodes: int) -> torch.Tensor:
-    """[T, ...] -> [B, N, ...], zeros in slots which are not in `rows`."""
-    if rows is not None:
-        x = x.new_zeros(batch * nodes, *x.shape[1:]).index_copy_(0, rows, x)
+def unpack(x: torch.Tensor, packing: Packing | None, batch: int, nodes: int) -> torch.Tensor:
+    """[T, ...] -> [B, N, ...], zeros in slots which are left out."""
+    if packing is not None:
+        x = x.new_zeros(batch * nodes, *x.shape[1:]).index_copy_(0, packing.slots, x)
     return x.view(batch, nodes, *x.shape[1:])
 
 

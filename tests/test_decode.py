@@ -141,9 +141,9 @@ def test_min_score_and_sync_every_change_no_token(decoder):
 def test_the_target_runs_over_no_pruned_node(decoder, monkeypatch):
     forward, rows = decoder.target.forward, []
 
-    def record(tokens, positions, cache, ancestors=None, kept=None):
-        rows.append(tokens.numel() if kept is None else len(kept))
-        return forward(tokens, positions, cache, ancestors, kept)
+    def record(tokens, positions, cache, ancestors=None, packing=None):
+        rows.append(tokens.numel() if packing is None else len(packing.slots))
+        return forward(tokens, positions, cache, ancestors, packing)
 
     monkeypatch.setattr(decoder.target, "forward", record)
     for prompts in (PROMPTS[:1], PROMPTS):

@@ -169,12 +169,12 @@ WORDS, NONE = torch.zeros(1, 2, 1).long(), (None,) * 9
         ("sample_logits", (X[:, :0], *NONE[:6]), "logits must have 1 to 2\\^31 columns, got 0"),
         (
             "tree_attention",
-            (Q, CACHE[..., :7], CACHE, LENGTHS, WORDS, 1.0, None, 0, 0.0, None, None),
+            (Q, CACHE[..., :7], CACHE, LENGTHS, WORDS, 1.0, None, 0, 0.0, *NONE[:3]),
             r"k_cache must have shape \[B, S, Hkv, E\], got \[1, 9, 2, 7\]",
         ),
         (
             "tree_attention",
-            (Q[:, :, :3], CACHE, CACHE, LENGTHS, WORDS, 1.0, None, 0, 0.0, None, None),
+            (Q[:, :, :3], CACHE, CACHE, LENGTHS, WORDS, 1.0, None, 0, 0.0, *NONE[:3]),
             "k_cache must have Hkv dividing Hq, got 2",
         ),
     ],

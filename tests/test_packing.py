@@ -7,7 +7,7 @@ from tiny import tiny_model
 
 from dspark_kernels.decode import generate, prefill, verify
 from dspark_kernels.integrations.transformers import TransformersTarget
-from dspark_kernels.packing import best_rows
+from dspark_kernels.packing import best_slots
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock
 from dspark_kernels.tree import DraftTree
@@ -26,11 +26,11 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
             parents[row, node] = parent
             scores[row, node] = min(scores[row, parent], data.draw(levels))
     remaining = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=batch, max_size=batch)))
-    rows = best_rows(scores, remaining, total)
-    kept = rows.kept
-    assert kept.sum() == total == len(rows.slots) and kept[:, 0].all()
-    assert torch.equal(kept.flatten().nonzero()[:, 0], rows.slots)
-    assert torch.equal(rows.place[kept], torch.arange(total))
+    packing = best_slots(scores, remaining, total)
+    kept = packing.kept
+    assert kept.sum() == total == len(packing.slots) and kept[:, 0].all()
+    assert torch.equal(kept.flatten().nonzero()[:, 0], packing.slots)
+    assert torch.equal(packing.rows[kept], torch.arange(total))
     assert (kept.gather(1, parents) | ~kept).all()
     priority = (scores * remaining[:, None] ** 0.5)[:, 1:]
     inside, outside = priority[kept[:, 1:]], priority[~kept[:, 1:]]
@@ -39,8 +39,8 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
 
 def test_finished_requests_take_part_only_where_there_is_room():
     scores, remaining = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.9, 0.9]]), torch.tensor([4, 0])
-    assert best_rows(scores, remaining, 2).slots.tolist() == [0, 1]
-    assert len(best_rows(scores, remaining, 6).slots) == 6
+    assert best_slots(scores, remaining, 2).slots.tolist() == [0, 1]
+    assert len(best_slots(scores, remaining, 6).slots) == 6
 
 
 @torch.inference_mode()
@@ -59,17 +59,17 @@ def test_a_node_left_out_ends_the_walk_and_changes_nothing_else():
     def run(total):
         state = prefill(target, prompts, sampling, [], 20, room=40)
         assert torch.equal(state.root, true[:, 0])
-        rows = best_rows(tree.scores, state.remaining, total) if total else None
-        outcome, drawn = verify(target, state, tree, depth, no_clock, rows)
-        return state, rows, outcome, drawn
+        packing = best_slots(tree.scores, state.remaining, total) if total else None
+        outcome, drawn = verify(target, state, tree, depth, no_clock, packing)
+        return state, packing, outcome, drawn
 
     full, _, outcome, drawn = run(None)
     assert outcome.counts.tolist() == [depth + 1] * 2
     for total in range(2, tree.tokens.numel() + 1):
-        state, rows, part, some = run(total)
-        assert torch.equal(some[rows.kept], drawn[rows.kept])
+        state, packing, part, some = run(total)
+        assert torch.equal(some[packing.kept], drawn[packing.kept])
         assert part.nodes.sum() == total
-        assert torch.equal(part.counts, 1 + rows.kept[:, 2::2].sum(1))
+        assert torch.equal(part.counts, 1 + packing.kept[:, 2::2].sum(1))
         for request, count in enumerate(part.counts.tolist()):
             assert torch.equal(part.tokens[request, :count], outcome.tokens[request, :count])
             length = int(state.lengths[request])

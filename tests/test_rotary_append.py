@@ -42,7 +42,7 @@ def call(a):
     return dspark_kernels.rotary_append(
         a["qkv"], a["cos"], a["sin"], a["k_cache"], a["v_cache"], a["cache_seqlens"],
         block_table=a["block_table"], q_norm_weight=a["q_norm_weight"],
-        k_norm_weight=a["k_norm_weight"], eps=a["eps"],
+        k_norm_weight=a["k_norm_weight"], eps=a["eps"], rows=a.get("rows"),
     )  # fmt: skip
 
 
@@ -100,6 +100,24 @@ def test_nothing_is_written_beyond_the_cache(block_size, device):
     check(arguments)
 
 
+def packed(arguments):
+    """Some of the tokens, in rows of another order."""
+    batch, nodes = arguments["qkv"].shape[:2]
+    g = torch.Generator().manual_seed(0)
+    slots = torch.randperm(batch * nodes, generator=g)[: -(-batch * nodes // 2)]
+    rows = torch.full((batch * nodes,), -1).index_copy_(0, slots, torch.arange(len(slots)))
+    parts = {name: arguments[name].flatten(0, 1)[slots] for name in ("qkv", "cos", "sin")}
+    return arguments | parts | {"rows": rows.view(batch, nodes).to(arguments["qkv"].device)}
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_packed_rows(block_size, dtype, device):
+    arguments = inputs(3, 7, lengths=(5, 0, 17), block_size=block_size, dtype=dtype, device=device)
+    check(packed(arguments))
+
+
 @pytest.mark.backend
 def test_views(device):
     arguments = inputs(device=device)
@@ -125,6 +143,12 @@ def test_views(device):
         ({"cache_seqlens": torch.tensor([0, -1]).int()}, ValueError, "cache_seqlens must hold"),
         ({"block_table": torch.zeros(3, 2).int()}, ValueError, "block_table must have shape"),
         ({"k_norm_weight": torch.zeros(15)}, ValueError, "k_norm_weight must .* with E=16"),
+        ({"rows": torch.zeros(2, 3).long()}, ValueError, r"qkv must have shape \[T, heads, E\]"),
+        (
+            packed(inputs()) | {"rows": torch.full((2, 3), -2)},
+            ValueError,
+            "rows must hold values from -1 to 2, got -2",
+        ),
     ],
 )  # fmt: skip
 def test_errors(change, error, message):
@@ -132,7 +156,9 @@ def test_errors(change, error, message):
         call(inputs() | change)
 
 
+@pytest.mark.parametrize("in_rows", [False, True])
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_opcheck(block_size, device):
+def test_opcheck(block_size, in_rows, device):
     arguments = inputs(block_size=block_size, normed=True, device=device)
+    arguments = packed(arguments) if in_rows else arguments | {"rows": None}
     torch.library.opcheck(torch.ops.dspark.rotary_append.default, tuple(arguments.values()))

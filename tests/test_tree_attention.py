@@ -9,6 +9,7 @@ from trees import random_tree
 import dspark_kernels
 from dspark_kernels._library import INTERPRETER
 from dspark_kernels.reference.tree_attention import tree_attention as reference
+from dspark_kernels.reference.tree_attention import unpack_ancestors
 
 FP8 = torch.float8_e4m3fn
 
@@ -62,6 +63,7 @@ def positional(arguments):
     return (
         *(a[name] for name in ("q", "k_cache", "v_cache", "cache_seqlens", "ancestors")),
         scale, a["block_table"], a.get("window") or 0, a["softcap"], a["k_scale"], a["v_scale"],
+        a.get("rows"),
     )  # fmt: skip
 
 
@@ -87,19 +89,24 @@ def check(arguments):
 # --- the definition -----------------------------------------------------------------------------
 
 
-def oracle(q, k, v, seqlens, ancestors, scale, table, window, softcap, k_scale, v_scale):
+def oracle(q, k, v, seqlens, ancestors, scale, table, window, softcap, k_scale, v_scale, rows):
     """One query, one slot at a time, in Python floats."""
-    batch, nodes, heads, head_dim = q.shape
-    out, lse = torch.zeros(q.shape), torch.full(q.shape[:3], -math.inf)
+    (batch, nodes), heads = ancestors.shape[:2], q.shape[-2]
+    out, lse = torch.zeros(q.shape), torch.full(q.shape[:-1], -math.inf)
 
     def related(b, node, other):
         return (int(ancestors[b, node, other // 64]) >> (other % 64)) & 1
+
+    def place(b, node, head):
+        return (b, node, head) if rows is None else (int(rows[b, node]), head)
 
     for b in range(batch):
         depth = [sum(related(b, i, j) for j in range(nodes)) - 1 for i in range(nodes)]
         seqlen = int(seqlens[b])
         slots = k.shape[1] * (1 if table is None else table.shape[1])
         for i, h in ((i, h) for i in range(nodes) for h in range(heads)):
+            if rows is not None and rows[b, i] < 0:
+                continue
             kv, scores, values = h * k.shape[2] // heads, [], []
             for slot in range(min(seqlen + nodes, slots)):
                 block, row = b, slot
@@ -112,14 +119,14 @@ def oracle(q, k, v, seqlens, ancestors, scale, table, window, softcap, k_scale, 
                     continue
                 if window and position <= seqlen + depth[i] - window:
                     continue
-                score = scale * float(q[b, i, h].double() @ k[block, row, kv].double())
+                score = scale * float(q[place(b, i, h)].double() @ k[block, row, kv].double())
                 score *= 1 if k_scale is None else float(k_scale[kv])
                 scores.append(softcap * math.tanh(score / softcap) if softcap else score)
                 values.append(v[block, row, kv].double() * (1 if v_scale is None else v_scale[kv]))
             if scores:
                 weights = torch.tensor(scores, dtype=torch.float64)
-                out[b, i, h] = weights.softmax(0) @ torch.stack(values)
-                lse[b, i, h] = weights.logsumexp(0)
+                out[place(b, i, h)] = weights.softmax(0) @ torch.stack(values)
+                lse[place(b, i, h)] = weights.logsumexp(0)
     return out, lse
 
 
@@ -134,10 +141,13 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("in_rows", [False, True])
 @pytest.mark.parametrize("block_size", [None, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_definition_is_plain_loops(variant, block_size):
+def test_definition_is_plain_loops(variant, block_size, in_rows):
     arguments = inputs(N=5, E=3, S=14, seqlens=[0, 9]) | VARIANTS[variant]
+    if in_rows:
+        arguments = packed(arguments)
     if block_size:
         arguments = paged(arguments, block_size)
         arguments["block_table"][1, :2] = torch.tensor([-1, 99])
@@ -289,6 +299,42 @@ def test_nodes_without_bits_leave_the_others_alone(nodes, device):
     assert_close(part_lse[taking], lse[taking], lse[taking])
 
 
+def packed(arguments, seed=0):
+    """The nodes of some subtrees with the root, in rows of any order; other slots hold NaN."""
+    g = torch.Generator().manual_seed(seed)
+    batch, nodes, *heads = arguments["q"].shape
+    related = unpack_ancestors(arguments["ancestors"].cpu(), nodes)
+    left_out = (torch.rand(batch, nodes, generator=g) < 0.3) & (torch.arange(nodes) > 0)
+    taking = ~(related & left_out[:, None]).any(dim=2)  # neither they nor an ancestor
+    count = int(taking.sum())
+    rows = torch.full((batch, nodes), -1)
+    rows[taking] = torch.randperm(count, generator=g)
+    place = torch.empty(count, dtype=torch.long)
+    place[rows[taking]] = taking.flatten().nonzero()[:, 0]
+    result = arguments | {"rows": rows.to(arguments["q"].device)}
+    result["q"] = arguments["q"].view(batch * nodes, *heads)[place.to(arguments["q"].device)]
+    for name in ("k_cache", "v_cache"):
+        result[name] = arguments[name].clone()
+        for b, seqlen in enumerate(arguments["cache_seqlens"].tolist()):
+            result[name][b, seqlen : seqlen + nodes][~taking[b]] = math.nan
+    return result
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [None, 16])
+@pytest.mark.parametrize("nodes", [7, 70])
+def test_packed_rows(nodes, block_size, dtype, device):
+    dense = inputs(B=3, N=nodes, S=700, seqlens=[0, 600, 30], dtype=dtype, device=device)
+    arguments = packed(dense)
+    check(arguments if block_size is None else paged(arguments, block_size))
+    all_out, all_lse = dspark_kernels.tree_attention(**dense, return_lse=True)
+    out, lse = dspark_kernels.tree_attention(**arguments, return_lse=True)
+    rows = arguments["rows"]
+    assert_close(out[rows[rows >= 0]], all_out[rows >= 0], all_out[rows >= 0])
+    assert_close(lse[rows[rows >= 0]], all_lse[rows >= 0], all_lse[rows >= 0])
+
+
 @pytest.mark.backend
 def test_a_request_does_not_depend_on_the_others(device):
     arguments = inputs(3, 4, 2, 1, 16, 700, seqlens=[690, 3, 200], device=device)
@@ -334,6 +380,13 @@ def test_a_request_does_not_depend_on_the_others(device):
         ({"softcap": -1.0}, ValueError, "softcap must be >= 0, got -1.0"),
         ({"k_scale": torch.ones(3)}, ValueError, r"k_scale must have shape \[Hkv\] with Hkv=2"),
         ({"v_scale": torch.ones(2).half()}, TypeError, "v_scale must have dtype float32"),
+        ({"rows": torch.zeros(2, 7).long()}, ValueError, r"q must have shape \[T, Hq, E\], got"),
+        ({"q": torch.zeros(9, 4, 16), "rows": torch.zeros(2, 7)}, TypeError, "rows must have dt"),
+        (
+            {"q": torch.zeros(9, 4, 16), "rows": torch.full((2, 7), 9)},
+            ValueError,
+            "rows must hold values from -1 to 8, got 9",
+        ),
     ],
 )
 def test_errors(change, error, message):
@@ -349,11 +402,14 @@ def test_error_more_nodes_than_slots():
         dspark_kernels.tree_attention(**small)
 
 
+@pytest.mark.parametrize("in_rows", [False, True])
 @pytest.mark.parametrize("block_size", [None, 8])
-def test_opcheck(block_size, device):
-    arguments = inputs(seqlens=[53, 53], device=device)  # opcheck compares the caches: no NaN
+def test_opcheck(block_size, in_rows, device):
+    arguments = inputs(seqlens=[53, 53], device=device)
+    if in_rows:
+        arguments = packed(arguments)
     if block_size:
         arguments = paged(arguments, block_size)
-        for name in ("k_cache", "v_cache"):
-            arguments[name].nan_to_num_()
+    for name in ("k_cache", "v_cache"):  # opcheck compares them: no NaN
+        arguments[name].nan_to_num_()
     torch.library.opcheck(torch.ops.dspark.tree_attention.default, positional(arguments))

@@ -62,7 +62,7 @@ def call_draft_blocks(dtype, batch):
 
 
 def call_tree_attention(dtype, rows, width):
-    """Contiguous with a softcap, and paged with a window and fp8 scales."""
+    """Contiguous with a softcap, or packed; and paged with a window and fp8 scales."""
     batch, heads, group, nodes = 8, 8, 4, rows // 4
     q = empty(batch, nodes, heads * group, width)
     scales = None, None
@@ -73,8 +73,10 @@ def call_tree_attention(dtype, rows, width):
     tree = int32s(batch), int64s(batch, nodes, (nodes + 63) // 64)
     cache = empty(batch, 32768, heads, width, dtype=dtype)
     pages = empty(2048, 16, heads, width, dtype=dtype)
-    tree_attention(q, cache, cache, *tree, 0.1, None, 0, 30.0, *scales)
-    tree_attention(q, pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales)
+    packed = q.flatten(0, 1), int64s(batch, nodes)
+    tree_attention(q, cache, cache, *tree, 0.1, None, 0, 30.0, *scales, None)
+    tree_attention(packed[0], cache, cache, *tree, 0.1, None, 0, 0.0, *scales, packed[1])
+    tree_attention(q, pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales, None)
 
 
 CASES = [

@@ -40,20 +40,22 @@ std::vector<TreeAttentionTask> make_tasks(const TreeAttention& p) {
   return tasks;
 }
 
-// Which nodes of each request have any bit; the others' results are zero.
+// Which nodes of each request have a token and any bit; results of tokens without are zero.
 void find_active(const TreeAttention& p, int32_t* count, int32_t* active) {
   const int64_t words = (p.nodes + 63) / 64;
-  const int64_t row_bytes = p.heads * p.head_dim * (p.dtype == DType::kFp32 ? 4 : 2);
+  const int64_t token_bytes = p.heads * p.head_dim * (p.dtype == DType::kFp32 ? 4 : 2);
   for (int64_t request = 0; request < p.batch; ++request) {
     int32_t* found = active + request * p.nodes;
     for (int64_t node = 0; node < p.nodes; ++node) {
+      if (!p.has_token(request, node)) continue;
+      const int64_t token = p.token(request, node);
       const int64_t* bits = p.ancestors + (request * p.nodes + node) * words;
       if (std::any_of(bits, bits + words, [](int64_t word) { return word != 0; })) {
         *found++ = node;
       } else {
-        const int64_t row = request * p.nodes + node;
-        memset(static_cast<char*>(p.out) + row * row_bytes, 0, row_bytes);
-        std::fill_n(p.logsumexp + row * p.heads, p.heads, -std::numeric_limits<float>::infinity());
+        memset(static_cast<char*>(p.out) + token * token_bytes, 0, token_bytes);
+        std::fill_n(p.logsumexp + token * p.heads, p.heads,
+                    -std::numeric_limits<float>::infinity());
       }
     }
     count[request] = found - (active + request * p.nodes);
@@ -74,15 +76,24 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
                                           Tensor cache_seqlens, Tensor ancestors, double scale,
                                           std::optional<Tensor> block_table, int64_t window,
                                           double softcap, std::optional<Tensor> k_scale,
-                                          std::optional<Tensor> v_scale) {
+                                          std::optional<Tensor> v_scale,
+                                          std::optional<Tensor> rows) {
   TreeAttention p{};
   p.dtype = float_dtype(q, kOp, "q");
   const bool fp8 = k_cache.scalar_type() == ScalarType::Float8_e4m3fn;
   p.cache_dtype = fp8 ? DType::kFp8 : p.dtype;
   if (!fp8) check_dtype(k_cache, q.scalar_type(), kOp, "k_cache");
   check_dtype(v_cache, k_cache.scalar_type(), kOp, "v_cache");
-  check_shape(q, {-1, -1, -1, -1}, kOp, "q", "have shape [B, N, Hq, E]");
-  p.batch = q.size(0), p.nodes = q.size(1), p.heads = q.size(2), p.head_dim = q.size(3);
+  if (rows) {
+    check_shape(q, {-1, -1, -1}, kOp, "q", "have shape [T, Hq, E]");
+    check_shape(*rows, {-1, -1}, kOp, "rows", "have shape [B, N]");
+  } else {
+    check_shape(q, {-1, -1, -1, -1}, kOp, "q", "have shape [B, N, Hq, E]");
+  }
+  const Tensor& places = rows ? *rows : q;
+  p.batch = places.size(0), p.nodes = places.size(1);
+  p.heads = q.size(q.dim() - 2), p.head_dim = q.size(q.dim() - 1);
+  p.tokens = rows ? q.size(0) : p.batch * p.nodes;
   check(p.nodes >= 1 && p.nodes <= kMaxNodes, kOp, "q", "have 1 to 256 nodes", p.nodes);
   check_shape(k_cache, {-1, -1, -1, p.head_dim}, kOp, "k_cache", "have shape [B, S, Hkv, E]");
   p.blocks = k_cache.size(0), p.block_size = k_cache.size(1), p.kv_heads = k_cache.size(2);
@@ -97,8 +108,8 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
   const Tensor values = with_contiguous_rows(v_cache);
   p.q = queries.const_data_ptr(), p.k = keys.const_data_ptr(), p.v = values.const_data_ptr();
   for (int i = 0; i < 3; ++i) {
-    p.q_stride[i] = queries.stride(i), p.k_stride[i] = keys.stride(i);
-    p.v_stride[i] = values.stride(i);
+    p.q_stride[i] = rows && i == 0 ? 0 : queries.stride(rows ? i - 1 : i);
+    p.k_stride[i] = keys.stride(i), p.v_stride[i] = values.stride(i);
   }
   const Optional seqlens_(cache_seqlens, ScalarType::Int, {p.batch}, kOp, "cache_seqlens",
                           "have shape [B]");
@@ -110,13 +121,19 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
                           "have shape [Hkv]");
   const Optional v_scale_(v_scale, ScalarType::Float, {p.kv_heads}, kOp, "v_scale",
                           "have shape [Hkv]");
+  const Optional rows_(rows, ScalarType::Long, {p.batch, p.nodes}, kOp, "rows",
+                       "have shape [B, N]");
+  p.token_of = rows_.data<int64_t>();
   p.cache_seqlens = seqlens_.data<int32_t>(), p.ancestors = ancestors_.data<int64_t>();
   p.block_table = table_.data<int32_t>();
   p.k_scale = k_scale_.data<float>(), p.v_scale = v_scale_.data<float>();
   p.scale = static_cast<float>(scale), p.softcap = static_cast<float>(softcap), p.window = window;
 
-  Tensor out = empty({p.batch, p.nodes, p.heads, p.head_dim}, q.scalar_type());
-  Tensor logsumexp = empty({p.batch, p.nodes, p.heads}, ScalarType::Float);
+  const ScalarType dtype = q.scalar_type();
+  Tensor out = rows ? empty({p.tokens, p.heads, p.head_dim}, dtype)
+                    : empty({p.batch, p.nodes, p.heads, p.head_dim}, dtype);
+  Tensor logsumexp = rows ? empty({p.tokens, p.heads}, ScalarType::Float)
+                          : empty({p.batch, p.nodes, p.heads}, ScalarType::Float);
   if (p.batch == 0 || p.heads == 0) return {out, logsumexp};
   p.out = out.mutable_data_ptr(), p.logsumexp = logsumexp.mutable_data_ptr<float>();
 

@@ -12,22 +12,23 @@ constexpr int kGroupRows = 64;  // rows, that is (node, query head) pairs, of on
 
 struct TreeAttention {
   DType dtype, cache_dtype;
-  const void *q, *k,
-      *v;  // [batch, nodes, heads, head_dim], [blocks, block_size, kv_heads, head_dim]
-  int64_t q_stride[3], k_stride[3], v_stride[3];
+  const void *q, *k, *v;  // [tokens, heads, head_dim], [blocks, block_size, kv_heads, head_dim]
+  int64_t q_stride[3], k_stride[3], v_stride[3];  // q: request, node or row, head
   int64_t batch, nodes, heads, kv_heads, head_dim, blocks, block_size, blocks_per_request;
   const int32_t *cache_seqlens, *block_table;  // [batch], [batch, blocks_per_request] or null
   const int64_t* ancestors;                    // [batch, nodes, ceil(nodes / 64)]
-  const float *k_scale, *v_scale;              // [kv_heads] or null
+  const int64_t* token_of;  // [batch, nodes] or null, then token is request * nodes + node
+  int64_t tokens;
+  const float *k_scale, *v_scale;  // [kv_heads] or null
   float scale, softcap;
   int64_t window;
 
-  // The nodes that take part, those with any bit: their number [batch], and which [batch, nodes].
+  // The nodes that take part, with a token and any bit: how many [batch], which [batch, nodes].
   const int32_t *active_count, *active;
   float* scratch;    // [workers, sizes.scratch_floats]
   float* partial;    // [tasks, sizes.partial_floats]
-  void* out;         // [batch, nodes, heads, head_dim]
-  float* logsumexp;  // [batch, nodes, heads]
+  void* out;         // [tokens, heads, head_dim]
+  float* logsumexp;  // [tokens, heads]
 
   int64_t queries_per_head() const { return heads / kv_heads; }
   int64_t rows(int64_t request) const { return active_count[request] * queries_per_head(); }
@@ -37,6 +38,17 @@ struct TreeAttention {
   }
   int64_t node_of(int64_t request, int64_t row) const {
     return active[request * nodes + row / queries_per_head()];
+  }
+  int64_t token(int64_t request, int64_t node) const {
+    const int64_t place = request * nodes + node;
+    return token_of ? token_of[place] : place;
+  }
+  bool has_token(int64_t request, int64_t node) const {
+    return token_of == nullptr || (token(request, node) >= 0 && token(request, node) < tokens);
+  }
+  int64_t q_offset(int64_t request, int64_t node) const {
+    return token_of ? token(request, node) * q_stride[1]
+                    : request * q_stride[0] + node * q_stride[1];
   }
   int64_t slots() const { return block_size * blocks_per_request; }
 };

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .._library import backend_of, ops
 from ..cache import KVCache
-from ..packing import pack, unpack
+from ..packing import Packing, pack
 from .attention import causal_attention
 
 
@@ -47,13 +47,12 @@ class FusedLayer:
         """x [T, D] -> [T, D]; angles: cos and sin [B, N, E]; keys, values: this layer's.
 
         slots: where a prompt's keys and values go, see `KVCache.slots`; not read with a tree.
-        rows: see `TransformersTarget.forward`.
+        rows: of the nodes which take part, see `tree_attention`, and angles [T, E]; None: all.
         """
-        batch, nodes = angles[0].shape[:2]
         qkv = ops.fused_linear.default(x, *self.qkv, self.norms[0], self.eps, False, None)
         q = ops.rotary_append.default(
-            unpack(qkv, rows, batch, nodes).unflatten(2, (-1, self.head_dim)), *angles,
-            *self.head_norms, self.eps, keys, values, cache.seqlens, cache.block_table,
+            qkv.view(*angles[0].shape[:-1], -1, self.head_dim), *angles, *self.head_norms, self.eps,
+            keys, values, cache.seqlens, cache.block_table, rows,
         )  # fmt: skip
         if ancestors is None:
             heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))
@@ -61,10 +60,9 @@ class FusedLayer:
         else:
             out, _lse = ops.tree_attention.default(
                 q, keys, values, cache.seqlens, ancestors, self.scaling, cache.block_table,
-                self.window or 0, 0.0, None, None,
+                self.window or 0, 0.0, None, None, rows,
             )  # fmt: skip
-        out = pack(out.flatten(2), rows)
-        x = ops.fused_linear.default(out, *self.out, None, 0.0, False, x)
+        x = ops.fused_linear.default(out.reshape(len(x), -1), *self.out, None, 0.0, False, x)
         hidden = ops.fused_linear.default(x, *self.gate_up, self.norms[1], self.eps, True, None)
         return ops.fused_linear.default(hidden, *self.down, None, 0.0, False, x)
 
@@ -94,12 +92,17 @@ class FusedPass:
         cache: KVCache,
         ancestors: Tensor | None,
         feature_layers: tuple[int, ...],
-        rows: Tensor | None,
+        packing: Packing | None,
     ) -> tuple[Tensor, Tensor | None]:
         """See `TransformersTarget.forward`."""
         decoder = self.decoder
-        x, states = decoder.embed_tokens(pack(tokens, rows)), []  # [T, D]
-        angles = decoder.rotary_emb(x, positions)
+        x, states = decoder.embed_tokens(pack(tokens, packing)), []  # [T, D]
+        rows = None
+        if packing is None:
+            angles = decoder.rotary_emb(x, positions)
+        else:
+            rows, positions = packing.rows, pack(positions, packing)
+            angles = [part[0] for part in decoder.rotary_emb(x, positions[None])]
         slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)

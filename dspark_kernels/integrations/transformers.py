@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
-from ..packing import pack, unpack
+from ..packing import Packing, pack
 from .attention import causal_attention
 from .fused_pass import FusedPass
 
@@ -27,7 +27,7 @@ class Pass(NamedTuple):
     cache: KVCache
     slots: tuple[torch.Tensor, torch.Tensor]  # where the new keys and values go
     ancestors: torch.Tensor | None  # None: prefill, causal over the prompt itself
-    rows: torch.Tensor | None  # slots of the trees which take part; None: all
+    rows: torch.Tensor | None  # of the nodes which take part, see `tree_attention`; None: all
 
 
 def _attention(
@@ -45,13 +45,11 @@ def _attention(
     if ancestors is None:
         return causal_attention(query, key, value, scaling, sliding_window), None
     query = query.transpose(1, 2)
-    if rows is not None:
-        query = unpack(query[0], rows, *ancestors.shape[:2])
     out, _lse = ops.tree_attention.default(
-        query, k_cache, v_cache, cache.seqlens, ancestors, scaling, cache.block_table,
-        sliding_window or 0, softcap or 0.0, None, None,
+        query if rows is None else query[0], k_cache, v_cache, cache.seqlens, ancestors, scaling,
+        cache.block_table, sliding_window or 0, softcap or 0.0, None, None, rows,
     )  # fmt: skip
-    return out if rows is None else pack(out, rows)[None], None
+    return out if rows is None else out[None], None
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -112,22 +110,24 @@ class TransformersTarget:
         positions: torch.Tensor,
         cache: KVCache,
         ancestors: torch.Tensor | None = None,
-        rows: torch.Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run the model over N tokens per request and write their keys and values into the cache.
 
         tokens, positions: int64 [B, N]; ancestors: int64 [B, N, ceil(N / 64)] of a tree, or None
-        for a prompt at an empty cache. rows: int64 [T], the slots request·N + node of the trees
-        which take part; None for all of them, T = B·N. Returns the last hidden states after the
+        for a prompt at an empty cache. packing: the slots of the trees which take part; None for
+        all of them, T = B·N. Returns the last hidden states after the
         final norm [T, D], and those of `feature_layers` side by side, [T, len(feature_layers)·D]
         (None without any).
         """
         if self.fused is not None and tokens.device.type == "cpu":
-            return self.fused(tokens, positions, cache, ancestors, self.feature_layers, rows)
+            return self.fused(tokens, positions, cache, ancestors, self.feature_layers, packing)
         slots = cache.slots(tokens.shape[1])
-        if rows is not None:
-            tokens, positions = pack(tokens, rows)[None], pack(positions, rows)[None]
-            slots = tuple(pack(part, rows)[None] for part in slots)
+        rows = None
+        if packing is not None:
+            rows = packing.rows
+            tokens, positions = pack(tokens, packing)[None], pack(positions, packing)[None]
+            slots = tuple(pack(part, packing)[None] for part in slots)
         with _our_attention(self.model.config):
             out = self.decoder(
                 input_ids=tokens,

@@ -3,7 +3,7 @@
 import torch
 
 from .._library import ops
-from ._check import INT32, Check
+from ._check import INT32, INT64, Check
 
 MAX_HEAD_DIM = 512
 
@@ -20,6 +20,7 @@ def rotary_append(
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 1e-6,
+    rows: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rotate queries and keys by their positions and write keys and values behind the cache's end.
 
@@ -34,16 +35,20 @@ def rotary_append(
 
     Args:
         qkv: [B, N, Hq + 2·Hkv, E] float32, bfloat16 or float16: queries, keys, values; E even.
-        cos, sin: [B, N, E], same dtype: of the angles at the tokens' positions.
+            With `rows` [T, Hq + 2·Hkv, E].
+        cos, sin: [B, N, E] or [T, E], same dtype: of the angles at the tokens' positions.
         k_cache, v_cache: [B, S, Hkv, E], or paged [num_blocks, block_size, Hkv, E], same dtype;
             written in place.
         cache_seqlens: int32 [B], tokens in the cache.
         block_table: int32 [B, max_blocks] of a paged cache.
         q_norm_weight, k_norm_weight: [E], same dtype; heads are normalized first (Qwen3).
         eps: added to the mean square.
+        rows: int64 [B, N], the row of `qkv` which holds a request's n-th token, each another; -1
+            for none. See `tree_attention`.
 
     Returns:
-        The rotated queries, [B, N, Hq, E] in the dtype of `qkv`; arithmetic is in float32.
+        The rotated queries, [B, N, Hq, E] or [T, Hq, E] in the dtype of `qkv`; arithmetic is in
+        float32.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device.
@@ -51,10 +56,12 @@ def rotary_append(
     Source: RoFormer (Su et al. 2021, arXiv 2104.09864), in the layout of halves of GPT-NeoX.
     """
     check = Check("rotary_append")
-    check.tensor("qkv", qkv, "B N heads E")
-    check.tensor("cos", cos, "B N E")
-    check.tensor("sin", sin, "B N E")
-    head_dim = qkv.shape[3]
+    tokens = "B N" if rows is None else "T"
+    check.tensor("qkv", qkv, f"{tokens} heads E")
+    check.tensor("cos", cos, f"{tokens} E")
+    check.tensor("sin", sin, f"{tokens} E")
+    check.tensor("rows", rows, "B N", INT64, optional=True)
+    heads, head_dim = qkv.shape[-2:]
     check.require(
         head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM, "qkv",
         f"have an even head dimension up to {MAX_HEAD_DIM}", head_dim,
@@ -67,11 +74,10 @@ def rotary_append(
             cache.stride(3) == 1, name, "have adjacent elements in a head", cache.stride()
         )
     kv_heads = k_cache.shape[2]
-    check.require(
-        qkv.shape[2] > 2 * kv_heads, "qkv", f"have more than {2 * kv_heads} heads", qkv.shape[2]
-    )
+    check.require(heads > 2 * kv_heads, "qkv", f"have more than {2 * kv_heads} heads", heads)
     check.tensor("cache_seqlens", cache_seqlens, "B", INT32)
     check.values("cache_seqlens", cache_seqlens, 0)
+    check.values("rows", rows, -1, len(qkv) - 1)
     check.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
     check.tensor("q_norm_weight", q_norm_weight, "E", optional=True)
     check.tensor("k_norm_weight", k_norm_weight, "E", optional=True)
@@ -81,5 +87,5 @@ def rotary_append(
     )  # fmt: skip
     return ops.rotary_append.default(
         qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
-        block_table,
+        block_table, rows,
     )  # fmt: skip

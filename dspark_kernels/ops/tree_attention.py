@@ -21,6 +21,7 @@ def tree_attention(
     softcap: float = 0.0,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention of each of N tree nodes over the cached prefix and the node's ancestors.
@@ -30,7 +31,7 @@ def tree_attention(
     the nodes in its `ancestors` words (itself among them); its position is cache_seqlens[b] + d.
 
     Args:
-        q: [B, N, Hq, E] float32, bfloat16 or float16; N is 1 to 256.
+        q: [B, N, Hq, E] float32, bfloat16 or float16, or with `rows` [T, Hq, E]; N is 1 to 256.
         k_cache, v_cache: [B, S, Hkv, E] with Hkv dividing Hq; or, with `block_table`,
             [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn.
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
@@ -42,10 +43,12 @@ def tree_attention(
         window: a node at position p sees positions above p - window only; None for no limit.
         softcap: c > 0 replaces the scaled dot product s by c · tanh(s / c).
         k_scale, v_scale: float32 [Hkv], factors of the cached keys and values; ones if None.
+        rows: int64 [B, N], for a batch whose trees differ in size: the row of `q` which holds a
+            node, each another; -1 for a node that takes no part, whose slot is never read.
         return_lse: also return the logsumexp of each row's scores.
 
     Returns:
-        [B, N, Hq, E] in the dtype of `q`; with return_lse also float32 [B, N, Hq].
+        The shape and dtype of `q`; with return_lse also float32, without the last dimension.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
@@ -54,8 +57,9 @@ def tree_attention(
     (Miao et al. 2024, arXiv 2305.09781).
     """
     check = Check("tree_attention")
-    check.tensor("q", q, "B N Hq E")
-    batch, nodes, heads, head_dim = q.shape
+    check.tensor("q", q, "B N Hq E" if rows is None else "T Hq E")
+    check.tensor("rows", rows, "B N", INT64, optional=True)
+    nodes, (heads, head_dim) = (q if rows is None else rows).shape[1], q.shape[-2:]
     check.require(1 <= nodes <= MAX_NODES, "q", f"have 1 to {MAX_NODES} nodes (N)", f"N={nodes}")
     cache_dims = "B S Hkv E" if block_table is None else "num_blocks block_size Hkv E"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
@@ -80,9 +84,10 @@ def tree_attention(
     check.require(softcap >= 0, "softcap", "be >= 0", softcap)
     check.tensor("k_scale", k_scale, "Hkv", FLOAT32, optional=True)
     check.tensor("v_scale", v_scale, "Hkv", FLOAT32, optional=True)
+    check.values("rows", rows, -1, len(q) - 1)
     out, lse = ops.tree_attention.default(
         q, k_cache, v_cache, cache_seqlens, ancestors,
         head_dim**-0.5 if scale is None else scale,
-        block_table, window or 0, softcap, k_scale, v_scale,
+        block_table, window or 0, softcap, k_scale, v_scale, rows,
     )  # fmt: skip
     return (out, lse) if return_lse else out

@@ -2,6 +2,8 @@
 
 import torch
 
+from .tree_attention import collect, spread
+
 
 def rms_norm(x, weight, eps):
     """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32."""
@@ -9,9 +11,13 @@ def rms_norm(x, weight, eps):
 
 
 def rotary_append(
-    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table
-):
+    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table,
+    rows=None,
+):  # fmt: skip
     """The rotated queries; keys and values go into the caches, see `ops.rotary_append`."""
+    count = len(qkv)
+    if rows is not None:
+        qkv, cos, sin = (spread(part, rows) for part in (qkv, cos, sin))
     kv_heads = k_cache.shape[2]
     q, k, v = qkv.split((qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads), dim=2)
     q, k = (
@@ -29,9 +35,12 @@ def rotary_append(
         block = block_table.long().gather(1, column)
         used = (slot < block_size * block_table.shape[1]) & (block >= 0)
         used &= block < k_cache.shape[0]
+    if rows is not None:
+        used = used & (rows >= 0)
     place = slot % block_size
     for cache, new in ((k_cache, k), (v_cache, v)):
         cache[block[used], place[used]] = new[used].to(cache.dtype)
+    q = q if rows is None else collect(q, rows, count)
     return q.to(qkv.dtype)
 
 

@@ -5,10 +5,17 @@ import torch
 
 def tree_attention(
     q, k_cache, v_cache, cache_seqlens, ancestors, scale, block_table, window, softcap,
-    k_scale, v_scale,
+    k_scale, v_scale, rows=None,
 ):  # fmt: skip
     """Attention of each node over the cached prefix and its ancestors, see `ops.tree_attention`."""
-    batch, nodes, heads, head_dim = q.shape
+    if rows is not None:
+        bits = ancestors.masked_fill((rows < 0)[:, :, None], 0)
+        parts = tree_attention(
+            spread(q, rows), k_cache, v_cache, cache_seqlens, bits, scale, block_table, window,
+            softcap, k_scale, v_scale,
+        )  # fmt: skip
+        return tuple(collect(part, rows, len(q)) for part in parts)
+    nodes, heads = q.shape[1:3]
     present = None
     if block_table is not None:
         present = (block_table >= 0) & (block_table < k_cache.shape[0])  # [B, max_blocks]
@@ -30,6 +37,18 @@ def tree_attention(
     values = torch.where(reachable, values, 0.0)
     out = torch.einsum("bhns,bshe->bnhe", weights, values)
     return out.to(q.dtype).contiguous(), lse.transpose(1, 2).contiguous()
+
+
+def spread(x, rows):
+    """[T, ...] -> [B, N, ...]: to each node its row, zeros where rows [B, N] says -1."""
+    known = (rows >= 0).view(*rows.shape, *[1] * (x.dim() - 1))
+    return torch.where(known, x[rows.clamp(min=0)], 0)
+
+
+def collect(x, rows, count):
+    """[B, N, ...] -> [T, ...], T being `count`: the reverse of `spread`."""
+    out = x.new_zeros(count + 1, *x.shape[2:])  # the last one takes those without a row
+    return out.index_copy_(0, (rows % (count + 1)).flatten(), x.flatten(0, 1))[:count]
 
 
 def gather_blocks(cache, block_table):

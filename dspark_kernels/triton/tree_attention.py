@@ -74,10 +74,10 @@ def _attend(
     return acc, new_maximum, total * rescale + tl.sum(weights, axis=1)
 
 
-@triton.jit(do_not_specialize=["N", "window", "num_blocks"])
+@triton.jit(do_not_specialize=["N", "tokens", "window", "num_blocks"])
 def _tree_attention_kernel(
-    q_ptr, k_ptr, v_ptr, seqlens_ptr, ancestors_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
-    out_ptr, lse_ptr, scale, softcap, N, capacity, num_blocks, window,
+    q_ptr, k_ptr, v_ptr, seqlens_ptr, ancestors_ptr, table_ptr, k_scale_ptr, v_scale_ptr, rows_ptr,
+    out_ptr, lse_ptr, scale, softcap, N, tokens, capacity, num_blocks, window,
     q_stride_b, q_stride_n, q_stride_h,
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -95,6 +95,9 @@ def _tree_attention_kernel(
     column = tl.arange(0, BLOCK_E)
 
     q_ptrs = q_ptr + batch * q_stride_b + node.to(tl.int64) * q_stride_n + head * q_stride_h
+    if rows_ptr is not None:
+        token = tl.load(rows_ptr + batch * N + node)
+        q_ptrs = q_ptr + tl.maximum(token, 0) * q_stride_n + head * q_stride_h
     q = tl.load(
         q_ptrs[:, None] + column[None, :], inside[:, None] & (column < E)[None, :], other=0.0
     )
@@ -136,6 +139,8 @@ def _tree_attention_kernel(
         for start in tl.range(0, N, TAIL, num_stages=1):
             other = start + tl.arange(0, TAIL)  # the nodes in the columns
             valid = (other < N) & (seqlen + other < capacity)
+            if rows_ptr is not None:
+                valid &= tl.load(rows_ptr + batch * N + other, other < N, other=-1) >= 0
             word = tl.load(node_words + start // 64)
             visible = ((word[:, None] >> (other % 64)[None, :].to(tl.int64)) & 1) == 1
             if WINDOW:
@@ -148,9 +153,15 @@ def _tree_attention_kernel(
                 softcap, BLOCK_SIZE, E, SOFTCAP,
             )  # fmt: skip
 
-    # one part of [splits, B, N, Hq, E] and [splits, B, N, Hq]
-    requests = tl.num_programs(1) // KV_HEADS
-    out = ((split * requests + batch) * N + node) * (KV_HEADS * GROUP) + head
+    # one part of [splits, tokens, Hq, E] and [splits, tokens, Hq]
+    if rows_ptr is not None:
+        token = tl.load(rows_ptr + batch * N + node)  # again: kept, it would cost registers
+        inside &= token >= 0
+        out = split.to(tl.int64) * tokens + token
+    else:
+        requests = tl.num_programs(1) // KV_HEADS
+        out = (split * requests + batch) * N + node
+    out = out * (KV_HEADS * GROUP) + head
     factor = 1.0 / tl.where(total == 0.0, 1.0, total)
     if v_scale_ptr is not None:
         factor *= tl.load(v_scale_ptr + kv_head)
@@ -200,15 +211,15 @@ def _unit_stride(tensor):
 
 def tree_attention(
     q, k_cache, v_cache, cache_seqlens, ancestors, scale, block_table, window, softcap,
-    k_scale, v_scale,
+    k_scale, v_scale, rows,
 ):  # fmt: skip
     """Attention of each tree node over prefix and ancestors, see `ops.tree_attention`."""
     q, k_cache, v_cache = map(_unit_stride, (q, k_cache, v_cache))
-    cache_seqlens, ancestors, block_table, k_scale, v_scale = (
+    cache_seqlens, ancestors, block_table, k_scale, v_scale, rows = (
         None if t is None else t.contiguous()
-        for t in (cache_seqlens, ancestors, block_table, k_scale, v_scale)
+        for t in (cache_seqlens, ancestors, block_table, k_scale, v_scale, rows)
     )
-    batch, nodes, heads, head_dim = q.shape
+    (batch, nodes), (heads, head_dim) = ancestors.shape[:2], q.shape[-2:]
     blocks, block_size, kv_heads, _ = k_cache.shape
     max_blocks = 1 if block_table is None else block_table.shape[1]
     group = heads // kv_heads
@@ -221,7 +232,7 @@ def tree_attention(
     )
     out, lse = (
         torch.empty_like(q, memory_format=torch.contiguous_format),
-        q.new_empty(batch, nodes, heads, dtype=torch.float32),
+        q.new_empty(q.shape[:-1], dtype=torch.float32),
     )
     parts, parts_lse = out, lse
     if splits > 1:
@@ -233,9 +244,10 @@ def tree_attention(
         options["num_stages"] = 2 * chosen.num_stages - 1
     with torch.cuda.device_of(q):
         _tree_attention_kernel[*grid, splits](
-            q, k_cache, v_cache, cache_seqlens, ancestors, block_table, k_scale, v_scale,
-            parts, parts_lse, scale, softcap, nodes, max_blocks * block_size, blocks, window,
-            *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3],
+            q, k_cache, v_cache, cache_seqlens, ancestors, block_table, k_scale, v_scale, rows,
+            parts, parts_lse, scale, softcap, nodes, q.shape[:-2].numel(),
+            max_blocks * block_size, blocks, window, 0 if q.dim() == 3 else q.stride(0),
+            *q.stride()[-3:-1], *k_cache.stride()[:3], *v_cache.stride()[:3],
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
             WORDS=ancestors.shape[2], BLOCK_SIZE=block_size, MAX_BLOCKS=max_blocks,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
@@ -243,7 +255,7 @@ def tree_attention(
             **options,
         )  # fmt: skip
         if splits > 1:
-            _merge_splits_kernel[(batch * nodes * heads,)](
+            _merge_splits_kernel[(lse.numel(),)](
                 parts, parts_lse, out, lse, E=head_dim, BLOCK_E=block_e, SPLITS=splits,
                 BLOCK_S=triton.next_power_of_2(splits),
             )  # fmt: skip

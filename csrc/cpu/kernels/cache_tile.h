@@ -74,6 +74,11 @@ struct View {
     return bits & low_bits(p.nodes - from);
   }
 
+  // Whether a slot holds a token: those of nodes without one may hold anything.
+  bool holds_token(int64_t slot) const {
+    return slot < seqlen || p.has_token(task.request, slot - seqlen);
+  }
+
   // The block that holds a slot, or -1.
   int64_t block_of(int64_t slot) const {
     if (p.block_table == nullptr) return task.request;
@@ -99,9 +104,10 @@ struct Slots {
       }
       const int64_t k = block * p.k_stride[0] + inside * p.k_stride[1];
       const int64_t v = block * p.v_stride[0] + inside * p.v_stride[1];
-      keys[i] = block < 0 ? nullptr : (const C*)p.k + k + view.task.kv_head * p.k_stride[2];
-      values[i] = block < 0 ? nullptr : (const C*)p.v + v + view.task.kv_head * p.v_stride[2];
-      present |= (uint64_t)(block >= 0) << i;
+      const bool here = block >= 0 && view.holds_token(begin + i);
+      keys[i] = here ? (const C*)p.k + k + view.task.kv_head * p.k_stride[2] : nullptr;
+      values[i] = here ? (const C*)p.v + v + view.task.kv_head * p.v_stride[2] : nullptr;
+      present |= (uint64_t)here << i;
     }
     values[count] = nullptr;  // completes a pair
   }
@@ -157,7 +163,8 @@ DSPARK_INLINE Keys find_keys(const TreeAttention& p, const Slots<C>& slots, int 
                              float* copy) {
   const ptrdiff_t stride = p.k_stride[1] * sizeof(C), next = kTileSlots * stride;
   const bool in_place = Dot::template kHolds<C> && words * Dot::kPerWord == p.head_dim;
-  if (in_place && p.block_table == nullptr && count == kTileSlots) {
+  const bool together = p.block_table == nullptr && slots.present == View::low_bits(count);
+  if (in_place && together && count == kTileSlots) {
     for (int i = 0; i < count; ++i) prefetch_row((const char*)slots.keys[i] + next, words * 4);
     return {(const char*)slots.keys[0], stride};
   }

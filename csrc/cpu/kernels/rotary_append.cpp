@@ -33,19 +33,19 @@ DSPARK_INLINE void rotate(const T* from, const T* norm_weight, float eps, const 
 }
 
 template <typename T>
-void rotate_nodes(const RotaryAppend& p, int64_t begin, int64_t end) {
+void rotate_tokens(const RotaryAppend& p, int64_t begin, int64_t end) {
   const int64_t size = p.head_dim, all_heads = p.heads + 2 * p.kv_heads;
   float cos[kMaxRotaryDim], sin[kMaxRotaryDim];
-  for (int64_t node = begin; node < end; ++node) {
-    convert((const T*)p.cos + node * size, size, cos);
-    convert((const T*)p.sin + node * size, size, sin);
-    const T* from = (const T*)p.qkv + node * all_heads * size;
-    T* q = (T*)p.q + node * p.heads * size;
+  for (int64_t token = begin; token < end; ++token) {
+    convert((const T*)p.cos + token * size, size, cos);
+    convert((const T*)p.sin + token * size, size, sin);
+    const T* from = (const T*)p.qkv + token * all_heads * size;
+    T* q = (T*)p.q + token * p.heads * size;
     for (int64_t head = 0; head < p.heads; ++head, from += size, q += size) {
       rotate(from, (const T*)p.q_norm_weight, p.eps, cos, sin, size, q);
     }
     int64_t block, place;
-    if (!p.slot(node / p.nodes, node % p.nodes, &block, &place)) continue;
+    if (!p.slot(token, &block, &place)) continue;
     T* k = (T*)p.k_cache + block * p.k_stride[0] + place * p.k_stride[1];
     T* v = (T*)p.v_cache + block * p.v_stride[0] + place * p.v_stride[1];
     for (int64_t head = 0; head < p.kv_heads; ++head, from += size) {
@@ -57,8 +57,8 @@ void rotate_nodes(const RotaryAppend& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void rotary_append_nodes(const RotaryAppend& p, int64_t begin, int64_t end) {
-  with_type(p.dtype, [&](auto type) { rotate_nodes<decltype(type)>(p, begin, end); });
+void rotary_append_tokens(const RotaryAppend& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto type) { rotate_tokens<decltype(type)>(p, begin, end); });
 }
 
 }  // namespace dspark::DSPARK_ISA

@@ -124,8 +124,7 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
   const auto query = [&](int64_t row) {
     const int64_t node = view.node_of(row),
                   head = task.kv_head * group + (view.first_row + row) % group;
-    return (const T*)p.q + task.request * p.q_stride[0] + node * p.q_stride[1] +
-           head * p.q_stride[2];
+    return (const T*)p.q + p.q_offset(task.request, node) + head * p.q_stride[2];
   };
   pack_rows<T>(layout, query, scratch.query);
   const float scale = p.scale * (p.k_scale ? p.k_scale[task.kv_head] : 1.0f);
@@ -191,7 +190,7 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
     const float v_scale = p.v_scale ? p.v_scale[task.kv_head] : 1.0f;
     const int64_t node = p.node_of(task.request, first_row + row);
     const int64_t head = task.kv_head * group + (first_row + row) % group;
-    const int64_t place = (task.request * p.nodes + node) * p.heads + head;
+    const int64_t place = p.token(task.request, node) * p.heads + head;
     p.logsumexp[place] = total > 0 ? highest + __builtin_logf(total) : -kInfinity;
     T* out = (T*)p.out + place * p.head_dim;
     for (int64_t e = 0; e < p.head_dim; e += kLanes) {
