@@ -3,6 +3,7 @@
 from . import reference
 from .ops import (
     accept_tree,
+    advance_step,
     chain_reject,
     context_lookup,
     draft_blocks,
@@ -22,6 +23,7 @@ __all__ = [
     "DraftTree",
     "SpeculativeDecoder",
     "accept_tree",
+    "advance_step",
     "chain",
     "chain_reject",
     "context_lookup",

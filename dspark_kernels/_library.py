@@ -42,6 +42,9 @@ SCHEMAS = {
     "accept_tree": "(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
     "Tensor(a!)[] caches, Tensor cache_seqlens, Tensor? block_table, int max_depth) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    "advance_step": "(Tensor tokens, Tensor num_tokens, Tensor node, Tensor? rows, "
+    "Tensor[] hidden, Tensor stop, Tensor limit, Tensor(a!) history, Tensor(b!) lengths, "
+    "Tensor(c!) cache_seqlens, Tensor(d!) root, Tensor(e!) done, Tensor(f!)[] kept) -> Tensor",
     "typical_accept": "(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
     "Tensor logits, Tensor? temperature, float epsilon, float delta, Tensor(a!)[] caches, "
     "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -52,7 +55,9 @@ SCHEMAS = {
 }
 
 TRITON_OPS = ("draft_blocks", "linear_topk", "merge_topk", "tree_attention", "sample_logits")
-NATIVE_CUDA_OPS = ("glm_tree", "context_lookup", "accept_tree", "typical_accept", "chain_reject")
+NATIVE_CUDA_OPS = (
+    "glm_tree", "context_lookup", "accept_tree", "advance_step", "typical_accept", "chain_reject",
+)  # fmt: skip
 CPU_OPS = ("fused_linear", "rotary_append")  # on CUDA the target model's own layers run
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -138,6 +143,13 @@ def _fake_accept_tree(
     tokens, parents, num_nodes, target_tokens, caches, cache_seqlens, block_table, max_depth
 ):
     return _walk_outputs(tokens, max_depth)
+
+
+def _fake_advance_step(
+    tokens, num_tokens, node, rows, hidden, stop, limit, history, lengths, cache_seqlens, root,
+    done, kept,
+):  # fmt: skip
+    return num_tokens.new_empty(num_tokens.shape)
 
 
 def _fake_typical_accept(

@@ -16,7 +16,7 @@ import torch
 
 from .graph import Graphs, Readback, Session
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk
-from .packing import Budget, Packing, best_slots, pack, survivors, unpack
+from .packing import Budget, Packing, best_slots, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State, check_arguments
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     tokens: torch.Tensor  # int64 [B, P + 1], the emitted ones, -1 padded
     counts: torch.Tensor  # int32 [B], how many they are; 0 for a finished request
     nodes: torch.Tensor  # int32 [B], verified by the target, the root included
-    path_scores: torch.Tensor  # float32 [B, P], of the accepted nodes, -1 padded
+    path: torch.Tensor  # int32 [B, P + 1], the nodes accepted, -1 padded
     scores: torch.Tensor | None = None  # float32 [B, M], of all nodes drafted; None without a draft
 
 
@@ -108,9 +108,7 @@ def verify(
         positions = cache.seqlens[:, None].long() + tree.depths
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
-        request = torch.arange(batch, device=tokens.device)[:, None].expand(-1, nodes)
-        request, next_positions = pack(request, packing), pack(positions, packing) + 1
-        drawn = draw(target, hidden, next_positions, request, state.sampling)
+        drawn = draw(target, hidden, positions, state.sampling, packing)
         drawn = unpack(drawn, packing, batch, nodes)
         if packing is not None:  # the walk never meets a node that is left out
             tokens = tokens.masked_fill(~packing.kept, -1)
@@ -121,15 +119,9 @@ def verify(
             tree._replace(tokens=tokens), drawn, cache.tensors, cache.seqlens,
             block_table=cache.block_table, max_depth=max_depth,
         )  # fmt: skip
-        accepted = path[:, 1:].long()
-        path_scores = tree.scores.gather(1, accepted.clamp(min=0)).masked_fill(accepted < 0, -1.0)
-        counts = counts.masked_fill(state.done, 0)
-        rows = torch.arange(batch * nodes, device=tokens.device).view(batch, nodes)
-        rows = rows if packing is None else packing.rows
-        state.keep(hidden, features, rows.gather(1, last[:, None].long())[:, 0])
-        cache.seqlens += counts
-        state.append(emitted, counts)
-    return Outcome(emitted, counts, num_nodes, path_scores), drawn
+        rows = None if packing is None else packing.rows
+        counts = state.advance(emitted, counts, last, hidden, features, rows)
+    return Outcome(emitted, counts, num_nodes, path), drawn
 
 
 def step(
@@ -169,11 +161,11 @@ def prefill(
     state.load(prompts, options, stop, max_new_tokens)
     positions = torch.arange(longest, device=target.device).expand(batch, -1)
     hidden, features = target.forward(state.history[:, :longest], positions, state.cache)
-    state.cache.seqlens.copy_(state.lengths)
-    request = torch.arange(batch, device=target.device)
-    state.keep(hidden, features, longest * request + state.lengths - 1)
-    tokens = draw(target, state.hidden, state.lengths.long(), request, state.sampling)
-    state.append(tokens[:, None], torch.ones_like(state.lengths))
+    last = state.lengths - 1
+    state.cache.seqlens.copy_(last)
+    drawing = hidden[torch.arange(batch, device=target.device) * longest + last]
+    tokens = draw(target, drawing, last[:, None].long(), state.sampling)
+    state.advance(tokens[:, None], torch.ones_like(last), last, hidden, features)
     return state
 
 
@@ -312,7 +304,9 @@ class _Loop:
         predicted = float(running.sum())
         if launched.drafted:
             scores, nodes = outcome.scores.numpy(), outcome.nodes.numpy()
-            path_scores = outcome.path_scores.numpy()
+            path = outcome.path.numpy()[:, 1:]
+            path_scores = np.take_along_axis(scores, path.clip(min=0), axis=1)
+            path_scores[path < 0] = -1.0
             predicted += self.scheduler.observe(
                 nodes[running], scores[running], path_scores[running]
             )

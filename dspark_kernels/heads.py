@@ -114,6 +114,8 @@ class ContextLookup(nn.Module):
         super().__init__()
         shape = (config.lookup_paths, config.lookup_max_ngram + 1, config.lookup_length)
         self.register_buffer("table", torch.zeros(shape))
+        rank = torch.arange(config.lookup_paths)
+        self.register_buffer("rank", rank, persistent=False)
         self.window = {
             "max_ngram": config.lookup_max_ngram,
             "min_ngram": config.lookup_min_ngram,
@@ -123,8 +125,7 @@ class ContextLookup(nn.Module):
 
     def scores(self, match_length: Tensor) -> Tensor:
         """path_scores float32 [B, P, Q] for match_length int32 [B, P]; 0 where nothing matched."""
-        rank = torch.arange(self.table.shape[0], device=match_length.device)
-        return self.table[rank, match_length.long()]
+        return self.table[self.rank, match_length]
 
 
 class DraftModel(nn.Module, PyTorchModelHubMixin):

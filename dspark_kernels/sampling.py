@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from .ops import linear_topk, sample_logits
+from .packing import Packing, pack
 
 
 class DrawTensors(NamedTuple):
@@ -66,21 +67,25 @@ class Sampling:
         )
 
 
-def draw(target, hidden: torch.Tensor, positions: torch.Tensor, request, sampling: DrawTensors):
-    """The target's own draws: hidden [T, D], positions and request int64 [T] -> ids int64 [T].
+def draw(
+    target, hidden: torch.Tensor, positions: torch.Tensor, sampling: DrawTensors,
+    packing: Packing | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The target's own draws: hidden [T, D], positions int64 [B, N] of the nodes -> ids int64 [T].
 
-    `positions` are those of the tokens drawn: the nodes' own plus one. `request`: whose row it is.
+    packing: the slots which the T rows are, None for all. A draw's noise is that of the position
+    behind its node.
     """
 
     def per_row(option):
-        return None if option is None else option[request]
+        return None if option is None else pack(option[:, None].expand(positions.shape), packing)
 
     noise = {}
     if sampling.temperature is not None:
         noise = {
             "temperature": per_row(sampling.temperature),
             "seed": per_row(sampling.seed),
-            "position": positions,
+            "position": pack(positions, packing) + 1,
         }
     if noise and sampling.truncated:
         logits = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)

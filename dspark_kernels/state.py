@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from .cache import KVCache
+from .ops import advance_step
 from .ops.tree_attention import MAX_NODES
 from .sampling import DrawTensors
 
@@ -22,6 +23,7 @@ class State:
     cache: KVCache
     history: torch.Tensor  # int64 [B, S]: prompt and emitted tokens; the last one is the root
     lengths: torch.Tensor  # int32 [B], used part of history
+    root: torch.Tensor  # int64 [B], the last emitted token; its K/V is not in the cache yet
     hidden: torch.Tensor  # [B, D], the target's state which drew the root
     features: torch.Tensor | None  # [B, F], earlier layers' states at the same place
     sampling: DrawTensors
@@ -43,6 +45,7 @@ class State:
             cache=target.new_cache(batch, capacity),
             history=zeros(batch, capacity, dtype=torch.int64),
             lengths=zeros(batch),
+            root=zeros(batch, dtype=torch.int64),
             hidden=zeros(batch, width, dtype=target.dtype),
             features=zeros(batch, layers * width, dtype=target.dtype) if layers else None,
             sampling=DrawTensors(*(None if part is None else part.clone() for part in sampling)),
@@ -74,11 +77,18 @@ class State:
             if held is not None:
                 held.copy_(given)
 
-    def keep(self, hidden: torch.Tensor, features: torch.Tensor | None, rows: torch.Tensor):
-        """Keep each request's row of hidden [T, D] and features [T, F]; rows: int64 [B]."""
-        self.hidden.copy_(hidden[rows])
-        if features is not None:
-            self.features.copy_(features[rows])
+    def advance(self, tokens, counts, node, hidden, features, rows=None) -> torch.Tensor:
+        """Take what a step emitted, see `advance_step`: hidden [T, D] and features [T, F] or None.
+
+        Returns how many tokens each request got, int32 [B].
+        """
+        pairs = [(hidden, self.hidden), (features, self.features)]
+        hidden, kept = zip(*(pair for pair in pairs if pair[0] is not None), strict=True)
+        return advance_step(
+            tokens, counts, node, hidden, rows=rows, stop=self.stop, limit=self.limit,
+            history=self.history, lengths=self.lengths, cache_seqlens=self.cache.seqlens,
+            root=self.root, done=self.done, kept=kept,
+        )  # fmt: skip
 
     def select(self, requests: torch.Tensor) -> "State":
         """The state of these requests alone, on this one's cache; see `KVCache.select`."""
@@ -96,20 +106,6 @@ class State:
     def remaining(self) -> torch.Tensor:
         """Tokens which each request may still emit, int32 [B]; 0 for a finished one."""
         return (self.limit - self.lengths).masked_fill(self.done, 0)
-
-    @property
-    def root(self) -> torch.Tensor:
-        """The last emitted token of each request, int64 [B]; its K/V is not in the cache yet."""
-        return self.history.gather(1, self.lengths.long()[:, None] - 1)[:, 0]
-
-    def append(self, tokens: torch.Tensor, counts: torch.Tensor) -> None:
-        """Append the first counts[b] tokens of each row; -1 beyond them is overwritten later."""
-        columns = torch.arange(tokens.shape[1], device=tokens.device)
-        self.history.scatter_(1, self.lengths.long()[:, None] + columns, tokens)
-        self.lengths += counts
-        is_stop = (tokens[:, :, None] == self.stop).any(dim=2)
-        ended = (is_stop & (columns < counts[:, None])).any(dim=1)
-        self.done |= ended | (self.lengths >= self.limit)
 
 
 def check_arguments(target, prompts, max_new_tokens, num_nodes, sync_every) -> None:

@@ -73,10 +73,10 @@ class DraftTree(NamedTuple):
 
     def best(self, num_nodes: int) -> "DraftTree":
         """The first `num_nodes` slots: of trees made by `glm_tree`, those of their best nodes."""
-        tokens, parents, depths, ancestors, scores = (part[:, :num_nodes] for part in self[:5])
-        words = (tokens.shape[1] + 63) // 64  # no ancestor comes after its node
-        used = self.num_nodes.clamp(max=num_nodes)
-        return DraftTree(tokens, parents, depths, ancestors[..., :words], scores, used)
+        first = [part[:, :num_nodes].contiguous() for part in self[:5]]
+        words = (first[0].shape[1] + 63) // 64  # no ancestor comes after its node
+        first[3] = first[3][..., :words].contiguous()  # once here, not in every layer
+        return DraftTree(*first, self.num_nodes.clamp(max=num_nodes))
 
     def __str__(self) -> str:
         requests = range(len(self.num_nodes))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import test_accept_tree as accept_cases
+import test_advance_step as advance_cases
 import test_chain_reject as chain_cases
 import test_context_lookup as lookup_cases
 import test_glm_tree as glm_cases
@@ -182,3 +183,8 @@ def test_context_lookup(ops, vocab):
         {"max_ngram": 16, "min_ngram": 1, "num_paths": 16, "path_length": 64},
     ):
         lookup_cases.check(ops.context_lookup, rows, **options)
+
+
+@pytest.mark.parametrize("name", advance_cases.CASES)
+def test_advance_step(ops, name):
+    advance_cases.check(ops.advance_step, advance_cases.inputs(**advance_cases.CASES[name]))

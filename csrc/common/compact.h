@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include <type_traits>
 #include <vector>
 
+#include "common/unit.h"
 #include "common/walk.h"
 #include "common/walk_arguments.h"
 
@@ -19,12 +19,6 @@ struct CacheTable {
   int count, packet_bytes;
   int64_t row_stride, slot_stride, run_stride;  // bytes
   int64_t run_packets, packets;                 // of a run and of a slot's whole entry
-};
-
-template <int kBytes>
-struct alignas(kBytes) Unit {
-  using Word = std::conditional_t<kBytes % 4 == 0, uint32_t, uint8_t>;
-  Word words[kBytes / sizeof(Word)];
 };
 
 struct MoveList {
@@ -134,7 +128,7 @@ inline std::vector<CacheTable> cache_tables(std::vector<CacheLayout> left) {
       }
     }
     left.swap(others);
-    table.packet_bytes = addresses % 16 == 0 ? 16 : addresses % 4 == 0 ? 4 : 1;
+    table.packet_bytes = packet_bytes(addresses);
     table.row_stride = layout.row_stride, table.slot_stride = layout.slot_stride;
     table.run_stride = layout.run_stride;
     table.run_packets = layout.run_bytes / table.packet_bytes;

@@ -1,6 +1,7 @@
 """The public ops: one function per op, which checks its arguments and makes one call."""
 
 from .accept_tree import accept_tree
+from .advance_step import advance_step
 from .chain_reject import chain_reject
 from .context_lookup import context_lookup
 from .draft_blocks import draft_blocks
@@ -15,6 +16,7 @@ from .typical_accept import typical_accept
 
 __all__ = [
     "accept_tree",
+    "advance_step",
     "chain_reject",
     "context_lookup",
     "draft_blocks",

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "common/advance_arguments.h"
 #include "common/chain_arguments.h"
 #include "common/compact.h"
 #include "common/glm_tree_arguments.h"
@@ -170,6 +171,17 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
   return arguments.outputs();
 }
 
+Tensor advance_step(Tensor tokens, Tensor num_tokens, Tensor node, std::optional<Tensor> rows,
+                    std::vector<Tensor> hidden, Tensor stop, Tensor limit, Tensor history,
+                    Tensor lengths, Tensor cache_seqlens, Tensor root, Tensor done,
+                    std::vector<Tensor> kept) {
+  const AdvanceArguments arguments(tokens, num_tokens, node, rows, hidden, stop, limit, history,
+                                   lengths, cache_seqlens, root, done, kept, "advance_step");
+  run(arguments.batch,
+      [&](Group& group, int64_t request) { advance_request(group, arguments.view, request); });
+  return arguments.output();
+}
+
 // Negative controls: a group that forgets a barrier, and one whose lanes part.
 Tensor broken(Tensor values, int64_t how) {
   auto* data = values.mutable_data_ptr<int32_t>();
@@ -208,6 +220,10 @@ STABLE_TORCH_LIBRARY(dspark_lockstep, m) {
       "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "advance_step(Tensor tokens, Tensor num_tokens, Tensor node, Tensor? rows, Tensor[] hidden, "
+      "Tensor stop, Tensor limit, Tensor(a!) history, Tensor(b!) lengths, Tensor(c!) "
+      "cache_seqlens, Tensor(d!) root, Tensor(e!) done, Tensor(f!)[] kept) -> Tensor");
+  m.def(
       "chain_reject(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, Tensor "
       "temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)");
 }
@@ -222,6 +238,7 @@ STABLE_TORCH_LIBRARY_IMPL(dspark_lockstep, CPU, m) {
   m.impl("context_lookup", TORCH_BOX(&context_lookup));
   m.impl("accept_tree", TORCH_BOX(&accept_tree));
   m.impl("typical_accept", TORCH_BOX(&typical_accept));
+  m.impl("advance_step", TORCH_BOX(&advance_step));
   m.impl("chain_reject", TORCH_BOX(&chain_reject));
 }
 
