@@ -11,12 +11,12 @@ from dspark_kernels.reference.accept_tree import accept_tree as reference
 from .common import Case
 
 MAX_DEPTH = 15
-SLOTS = 1024
-SEQLEN = 500
+SLOTS = 512
+SEQLEN = 200
 
 
-def example(nodes, path, device):
-    """A tree of `nodes` nodes, and draws that lead down `path` of them, far apart."""
+def example(batch, nodes, path, device):
+    """Trees of `nodes` nodes, and draws that lead down `path` of them, far apart."""
     step = nodes // (path + 1)
     on_path = [0, *(step * (i + 1) for i in range(path))]
     parents = [-1] + [max(p for p in on_path if p < node) for node in range(1, nodes)]
@@ -24,12 +24,12 @@ def example(nodes, path, device):
     draws = torch.full((1, nodes), nodes, dtype=torch.int64)
     for node, child in pairwise(on_path):
         draws[0, node] = child
-    return DraftTree(*(part.to(device) for part in tree)), draws.to(device)
+    trees = DraftTree(*(torch.cat([part] * batch).to(device) for part in tree))
+    return trees, draws.repeat(batch, 1).to(device)
 
 
-def by_hand(tree, draws, caches, seqlen):
-    """What a user would write: a walk over lists, then index_select and a copy for every tensor."""
-    tokens, parents, wanted = tree.tokens[0].tolist(), tree.parents[0].tolist(), draws[0].tolist()
+def walk_by_hand(tokens, parents, wanted):
+    """The accepted nodes of one request, from lists."""
     path, node = [0], 0
     while node is not None:
         above = path[-1]
@@ -37,23 +37,35 @@ def by_hand(tree, draws, caches, seqlen):
         node = next(matches, None)
         if node is not None:
             path.append(node)
-    source = torch.tensor(path, device=draws.device) + seqlen
-    for cache in caches:
-        cache[:, seqlen : seqlen + len(path)] = cache.index_select(1, source)
-    return torch.tensor([path])
+    return path
+
+
+def by_hand(tree, draws, caches, seqlen):
+    """What a user would write: a walk over lists, then index_select and a copy for every tensor."""
+    rows = zip(tree.tokens.tolist(), tree.parents.tolist(), draws.tolist(), strict=True)
+    paths = [walk_by_hand(*row) for row in rows]
+    for request, path in enumerate(paths):
+        source = torch.tensor(path, device=draws.device) + seqlen
+        for cache in caches:
+            row = cache[request]
+            row[seqlen : seqlen + len(path)] = row.index_select(0, source)
+    return torch.tensor(paths)
 
 
 def cases(device, dtype):
-    for layers, heads, head_dim, nodes, path, joint in (
-        (30, 3, 64, 64, 5, True),
-        (30, 3, 64, 64, 5, False),
-        (32, 8, 128, 64, 5, True),
-        (32, 8, 128, 256, 10, True),
-    ):
-        tree, draws = example(nodes, path, device)
-        seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=device)
+    shapes = [
+        (1, 30, 3, 64, 64, 5, True),
+        (1, 30, 3, 64, 64, 5, False),
+        (1, 32, 8, 128, 64, 5, True),
+        (1, 32, 8, 128, 256, 10, True),
+    ]
+    if device == "cuda":  # gigabytes
+        shapes += [(64, 32, 8, 128, 64, 5, True), (256, 32, 8, 128, 64, 5, True)]
+    for batch, layers, heads, head_dim, nodes, path, joint in shapes:
+        tree, draws = example(batch, nodes, path, device)
+        seqlens = torch.full((batch,), SEQLEN, dtype=torch.int32, device=device)
 
-        def make(seed, shape=(layers, 2, 1, SLOTS, heads, head_dim)):
+        def make(seed, shape=(layers, 2, batch, SLOTS, heads, head_dim)):
             return (torch.randn(shape, device=device).to(dtype),)
 
         def caches(storage, joint=joint):
@@ -76,13 +88,14 @@ def cases(device, dtype):
             return by_hand(tree, draws, list(storage.flatten(0, 1).unbind()), SEQLEN)
 
         layout = "one storage" if joint else "a tensor per layer"
+        model = f"layers {layers} Hkv {heads} E {head_dim}"
         yield Case(
-            shape=f"layers {layers} Hkv {heads} E {head_dim} N {nodes} path {path}, {layout}",
+            shape=f"B {batch} {model} N {nodes} path {path}, {layout}",
             make=make,
             ours=ours,
             baselines={"walk on the host, index_select": baseline},
             expected=expected,
-            bytes=2 * layers * 2 * path * heads * head_dim * dtype.itemsize,
+            bytes=2 * batch * layers * 2 * path * heads * head_dim * dtype.itemsize,
             flops=0,
             cold=True,
         )

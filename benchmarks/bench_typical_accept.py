@@ -11,7 +11,7 @@ from .common import Case
 
 def cases(device, dtype):
     for nodes, path, vocab in ((64, 5, 49152), (64, 5, 151936)):
-        tree, draws = example(nodes, path, device)
+        tree, draws = example(1, nodes, path, device)
         seqlens = torch.tensor([SEQLEN], dtype=torch.int32, device=device)
 
         def make(seed, nodes=nodes, vocab=vocab, draws=draws):

@@ -1,8 +1,10 @@
 """Everything that only a GPU can tell, in under 9 minutes: python -m benchmarks.gpu_check
 
-Builds the native library, runs the tests of every op and of the captured step on the GPU, runs
-compute-sanitizer over one small call of each op, and measures the ops, the captured step and a step
-of 7B-class models - only if all tests passed. Needs torch, Triton, nvcc, transformers and pytest.
+Builds the native library, runs the tests of every op and of the captured step on the GPU, measures
+the ops, the captured step and a step of 7B-class models - only if all tests passed - and runs
+compute-sanitizer over one small call of each op.
+
+Needs torch, Triton, nvcc, transformers and pytest.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 9 * 60  # seconds
+SANITIZERS = ("memcheck", "racecheck")
 STEP_CONFIGS = ("deepseek-llm-7b", "llama-3-8b")
 
 
@@ -50,10 +53,14 @@ class Step:
         return not self.outcome.startswith("FAILED")
 
 
-def pytest(*arguments):
-    """A command that runs tests on the GPU, on several processes where pytest-xdist is there."""
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-    return [sys.executable, "-m", "pytest", "--device", "cuda", *parallel, *arguments]
+def pytest(*files):
+    """A command that runs tests on the GPU."""
+    return [sys.executable, "-m", "pytest", "--device", "cuda", *files]
+
+
+def in_parallel():
+    """Options of pytest for several processes, where pytest-xdist is there."""
+    return ["-n", "8"] if importlib.util.find_spec("xdist") else []
 
 
 def op_tests():
@@ -67,31 +74,34 @@ def sanitizer(tool):
     """compute-sanitizer over one small call of every op: stray accesses (memcheck), or races."""
     return [
         "compute-sanitizer", "--tool", tool, "--error-exitcode", "9",
-        sys.executable, "-m", "pytest", "--device", "cuda", "tests/test_every_op.py", "-k", "runs",
+        *pytest("tests/test_every_op.py", "-k", "runs"),
     ]  # fmt: skip
 
 
-def steps(results):
+def steps(results, build):
     """The steps in order; a benchmark of kernels that fail their tests is worth nothing."""
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     bench = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--csv", str(results)]
     arch = "".join(map(str, torch.cuda.get_device_capability()))
-    yield Step("build", build, 150, DSPARK_CUDA_ARCHS="90a" if arch == "90" else arch)
-    others = (f"tests/test_{stem}.py" for stem in ("every_op", "gpu", "graph"))
-    yield Step("tests", pytest(*op_tests(), *others), 300)
-    if shutil.which("compute-sanitizer"):
-        for tool in ("memcheck", "racecheck"):
-            yield Step(tool, sanitizer(tool), 100, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 120)
-    yield Step("benchmarks", bench, 300)
+    if build:
+        archs = {"DSPARK_CUDA_ARCHS": "90a" if arch == "90" else arch}
+        yield Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)
+    others = (f"tests/test_{stem}.py" for stem in ("every_op", "graph"))
+    yield Step("tests", pytest(*op_tests(), *others, *in_parallel()), 180)
+    yield Step("launches", pytest("tests/test_gpu.py"), 60)  # a profiler wants the GPU for itself
+    yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 60)
+    yield Step("benchmarks", bench, 180)
     step = [sys.executable, "-m", "benchmarks.bench_step", "--config", *STEP_CONFIGS]
-    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 150)
+    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 90)
+    if shutil.which("compute-sanitizer"):
+        for tool in SANITIZERS:
+            yield Step(tool, sanitizer(tool), 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--logs", type=Path, default=ROOT / "build/gpu_check")
+    parser.add_argument("--no-build", action="store_true", help="the library is there already")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU on this machine")
@@ -99,8 +109,8 @@ def main():
     options.csv.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + DEADLINE
     done, passed = [], True
-    for step in steps(options.csv):
-        if passed or step.name in ("memcheck", "racecheck"):
+    for step in steps(options.csv, not options.no_build):
+        if passed or step.name in SANITIZERS:
             passed = step.run(options.logs, end) and passed
         done.append(step)
     print("\n| step | outcome | seconds |\n|---|---|---|")

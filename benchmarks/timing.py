@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 CACHE_BYTES = 128 * 2**20  # more than the last cache holds
+BUSY_CYCLES = 400_000  # of a GPU: some 200 µs, longer than the host takes to launch anything
 
 
 def synchronize(device: str) -> None:
@@ -19,10 +20,18 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed_call(call: Callable, device: str) -> float:
-    """Seconds of one call."""
+def timed_call(call: Callable, device: str, behind: bool = True) -> float:
+    """Seconds of one call.
+
+    behind: on a GPU, of the call's own work, queued behind other work; else what an idle GPU takes,
+    the launches of the host included.
+    """
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if behind:
+            torch.cuda._sleep(BUSY_CYCLES)
+        else:
+            torch.cuda.synchronize()
         start.record()
         call()
         end.record()
@@ -90,7 +99,7 @@ def interleaved(
     times = _in_turn([calls.replayed or calls.eager for calls in prepared], runs, device, scratch)
     eager = None
     if device == "cuda":
-        eager = _in_turn([calls.eager for calls in prepared], runs, device, scratch)
+        eager = _in_turn([calls.eager for calls in prepared], runs, device, scratch, False)
     result = []
     for place, (calls, record) in enumerate(zip(prepared, times, strict=True)):
         fifths = statistics.quantiles(record, n=5, method="inclusive")
@@ -103,13 +112,14 @@ def interleaved(
 
 
 def _in_turn(
-    functions: list[list[Callable]], runs: int, device: str, scratch: torch.Tensor
-) -> list[list[float]]:
+    functions: list[list[Callable]], runs: int, device: str, scratch: torch.Tensor,
+    behind: bool = True,
+) -> list[list[float]]:  # fmt: skip
     times = [[] for _ in functions]
     for run in range(-2, runs):
         for calls, record in zip(functions, times, strict=True):
             scratch.add_(1)
-            taken = timed_call(calls[run % len(calls)], device)
+            taken = timed_call(calls[run % len(calls)], device, behind)
             if run >= 0:
                 record.append(taken)
     return times

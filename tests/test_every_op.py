@@ -26,6 +26,7 @@ def inputs(device):
         "table_in": normal(V, R), "table_out": normal(V, R), "mix": normal(2 * R, R),
         "depth_scale": normal(H, R, dtype=torch.float32), "root": integers(V, B),
         "history": integers(3, B, 40), "lengths": integers(20, B, dtype=torch.int32) + 20,
+        "done": torch.zeros(B, dtype=torch.bool, device=device),
         "path_scores": torch.full((B, 2, K), 0.5, device=device),
         "q": normal(B, N, HQ, E), "k_cache": normal(B, CAPACITY, HKV, E),
         "v_cache": normal(B, CAPACITY, HKV, E),
@@ -57,6 +58,11 @@ def every_op(i):
     targets = drawn[1].view(B, N)
     walk = dk.accept_tree(tree, targets, caches, lengths)
     logits = (i["node_hidden"] @ i["lm_head"].T).view(B, N, V)
+    emitted = dk.advance_step(
+        *walk[1:], [i["node_hidden"]], stop=i["root"][:1], limit=i["lengths"] + 9,
+        history=i["history"], lengths=i["lengths"], cache_seqlens=lengths, root=i["root"],
+        done=i["done"], kept=[i["hidden"]],
+    )  # fmt: skip
     typical = dk.typical_accept(tree, targets, logits, caches, lengths)
     top_k = torch.full((B * N,), 20, dtype=torch.int32, device=logits.device)
     top_p = torch.full((B * N,), 0.9, device=logits.device)
@@ -67,7 +73,7 @@ def every_op(i):
     )  # fmt: skip
     return [
         heads, keys, ids, lse, *merged, paths, matched, *tree, out, out_lse, *drawn, *walk,
-        *typical, sampled, *chain, *caches,
+        emitted, *typical, sampled, *chain, *caches, i["history"], i["lengths"], i["hidden"],
     ]  # fmt: skip
 
 
@@ -84,7 +90,7 @@ def test_cuda_graph(inputs):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = every_op(inputs)
-    for name, tensor in inputs.items():  # accept_tree moved rows of the caches
+    for name, tensor in inputs.items():  # some of which the step changed
         tensor.copy_(fresh[name])
     graph.replay()
     torch.cuda.synchronize()

@@ -24,17 +24,23 @@ PROMPTS = [[1, 2, 3], [4]], [[9, 8, 9, 8, 9, 8, 9, 8, 9], [5, 6]]
 
 
 class Recorder(TorchDispatchMode):
-    """Which ops run, with the shapes of what they return, and how many tensors are allocated."""
+    """Which ops run, with the shapes of what they return, and how many tensors are allocated.
+
+    launches: the names of those ops which write memory.
+    """
 
     def __init__(self, inputs):
         super().__init__()
-        self.kept, self.calls, self.allocations = list(inputs), [], 0
+        self.kept, self.calls, self.launches, self.allocations = list(inputs), [], [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}
         outputs = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(outputs) if _is_tensor(leaf)]
-        self.allocations += sum(_storage(tensor) not in given for tensor in tensors)
+        new = sum(_storage(tensor) not in given for tensor in tensors)
+        if new or function._schema.is_mutable:
+            self.launches.append(str(function))
+        self.allocations += new
         self.kept += tensors  # so that no storage is mistaken for one that is gone
         self.calls.append((str(function), [(t.shape, t.dtype) for t in tensors]))
         return outputs
@@ -81,7 +87,8 @@ def budget(request):
 
 
 def run(target, draft, state, budget):
-    return step(target, draft, state, NODES, 0.1, no_clock, lambda scores: budget)
+    choose = None if budget is None else lambda scores: budget
+    return step(target, draft, state, NODES, 0.1, no_clock, choose)
 
 
 def loaded(target, prompts, reuse=None):
@@ -126,6 +133,19 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
     assert records[0] == records[1] == records[2]
     assert records[0][1] > 0
     assert {name: tensor.data_ptr() for name, tensor in tensors_of(state).items()} == places
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("options", "most"), [(Sampling(), 18), (SAMPLING, 28)])
+def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
+    """A linear_topk counts as one here and is two."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of values
+    state = prefill(target, PROMPTS[0], options, [3], 20, room=40)
+    passed = [torch.randn(2 * NODES, part.shape[1]) for part in (state.hidden, state.features)]
+    monkeypatch.setattr(target, "forward", lambda *_: passed)
+    with Recorder(tensors_of(state).values()) as recorder:
+        run(target, draft, state, None)
+    assert 8 <= len(recorder.launches) <= most, recorder.launches
 
 
 def test_on_the_cpu_functions_are_called_as_they_are():

@@ -1,4 +1,5 @@
-// Counter-based noise, bit for bit that of dspark_kernels/reference/noise.py.
+// Counter-based noise: that of dspark_kernels/reference/noise.py. The uniform numbers are the same
+// bit for bit; the Gumbel ones differ where a device's logarithm rounds differently.
 //
 // Philox4x32-10 (Salmon et al. 2011): key = the 64-bit seed, counter = (token / 4, position low,
 // position high, stream), word token % 4 of the result.

@@ -50,7 +50,9 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
     std::optional<Tensor> workspace;
     if (!fits) workspace = empty({arguments.batch * bytes}, ScalarType::Byte, ids);
     const int dynamic = fits ? static_cast<int>(bytes) : 0;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic),
+    // the same for every call: another thread may be launching with other shapes
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(limit)),
                kOp);
     kernel<<<static_cast<unsigned>(arguments.batch), kThreads, dynamic, device.stream>>>(
         view, fits ? nullptr : static_cast<char*>(workspace->mutable_data_ptr()), bytes);
