@@ -38,43 +38,49 @@ DSPARK_FORCE_INLINE constexpr int padded(int count) {
   return (count + kPitch - 1) / kPitch * kPitch;
 }
 
-// Memory of one request outside the scratch struct; it fits into caches, not into shared memory.
+// Memory of one request outside the scratch struct, as small as the liveness of its parts allows:
+// it has to fit into a cache, or into shared memory.
 struct GlmWorkspace {
-  float* mix;          // [Rp][2 Rp], transposed; the columns of b start at Rp; or, for a matrix
-                       // unit, the rows of table_in as they are, [F][Rp + kRawPad]
-  float* rows_out;     // [Rp][Cp], transposed rows of table_out
-  float* rows_in;      // [F][Rp] rows of table_in, then the scaled states
-  float* gates;        // [F][2 Rp]
-  float *even, *odd;   // [F][Rp] states of this level and of the one above
-  float* keys;         // [Cp] of the level, -inf where a candidate is skipped
-  float* scores;       // [F][Cp] of the children, and one per path after them
-  int *items, *spare;  // what is selected from: nodes and children
+  float* mix;       // [Rp][2 Rp], transposed; the columns of b start at Rp; none for a matrix unit
+  float* rows_out;  // [Rp][Cp], transposed rows of table_out
+  float* rows_in;   // [F][Rp] rows of table_in, then the scaled states
+  float* gates;     // [F][2 Rp]
+  int *items,
+      *spare;  // what is selected from, nodes and children: in the place of rows_in and gates
+  float *even, *odd;  // [F][Rp] states of this level and of the one above
+  float* keys;        // [Cp] of the level, -inf where a candidate is skipped
+  float* scores;      // [F][Cp] of the children, and one per path after them
 
-  static DSPARK_FORCE_INLINE int64_t mix_floats(const GlmShape& s) {
-    const int64_t rank = padded(s.rank);
-    return s.matrix_unit ? padded(s.nodes) * (rank + kRawPad) / 2 : rank * 2 * rank;
+  static DSPARK_FORCE_INLINE constexpr int64_t mix_floats(const GlmShape& s) {
+    return s.matrix_unit ? 0 : int64_t{2} * padded(s.rank) * padded(s.rank);
+  }
+  static DSPARK_FORCE_INLINE constexpr int64_t children(const GlmShape& s) {
+    return int64_t{padded(s.nodes)} * padded(s.candidates) + kPitch;
+  }
+  static DSPARK_FORCE_INLINE constexpr int64_t shared_floats(const GlmShape& s) {
+    const int64_t rows = int64_t{3} * padded(s.nodes) * padded(s.rank);
+    const int64_t lists = 2 * (padded(s.nodes) + children(s));
+    return rows > lists ? rows : lists;
   }
 
-  static DSPARK_FORCE_INLINE int64_t bytes(const GlmShape& s) {
+  static DSPARK_FORCE_INLINE constexpr int64_t bytes(const GlmShape& s) {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
-    const int64_t children = nodes * candidates + kPitch;
-    return 4 * (mix_floats(s) + rank * candidates + nodes * 5 * rank + candidates + children +
-                2 * (nodes + children));
+    return 4 * (mix_floats(s) + rank * candidates + shared_floats(s) + 2 * nodes * rank +
+                candidates + children(s));
   }
 
   DSPARK_FORCE_INLINE GlmWorkspace(const GlmShape& s, char* memory) {
     const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
-    const int64_t children = nodes * candidates + kPitch;
     mix = reinterpret_cast<float*>(memory);
     rows_out = mix + mix_floats(s);
     rows_in = rows_out + rank * candidates;
     gates = rows_in + nodes * rank;
-    even = gates + nodes * 2 * rank;
+    items = reinterpret_cast<int*>(rows_in);
+    spare = items + nodes + children(s);
+    even = rows_in + shared_floats(s);
     odd = even + nodes * rank;
     keys = odd + nodes * rank;
     scores = keys + candidates;
-    items = reinterpret_cast<int*>(scores + children);
-    spare = items + nodes + children;
   }
 
   DSPARK_FORCE_INLINE float* states(int level) const { return level % 2 == 0 ? even : odd; }
@@ -310,7 +316,9 @@ DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInp
   gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in);
   if constexpr (G::template kMatrixUnit<T>) {
     if (shape.matrix_unit) {
-      T* const rows = reinterpret_cast<T*>(work.mix);
+      // the rows as they are, [F][Rp + kRawPad], where the states of this level come later
+      static_assert(G::kExpand >= kMaxNodes, "a level at once");
+      T* const rows = reinterpret_cast<T*>(work.states(level));
       copy_rows(g, shape, in.table_in, tokens + first, count, rows);
       g.matrix_product(count, shape.rank, 2 * rank, rows, rank + kRawPad, in.mix, work.gates);
     }

@@ -10,6 +10,11 @@ namespace {
 constexpr int kThreads = 256;
 using Group = BlockGroup<kThreads>;
 
+// The draft that comes with the package runs in the shared memory of an sm_90 block.
+constexpr GlmShape kShippedDraft{5, 64, 128, 64, 4, 64, 0, 0, 0, 0, true};
+static_assert(GlmWorkspace::bytes(kShippedDraft) + sizeof(TreeScratch) + sizeof(Group::Scratch) <=
+              227 << 10);
+
 // One request per block. The workspace is shared memory if it fits (`memory` is null then).
 template <typename T>
 __global__ __launch_bounds__(kThreads, 1) void glm_tree_kernel(const __grid_constant__ GlmTree p,
