@@ -133,7 +133,7 @@ DSPARK_HOST_DEVICE void product_tile(int first, int rows, int depth, int pitch, 
     for (int t = 0; t < kTile; ++t) left[t] = G::load_step(from[t] + k);
     DSPARK_UNROLL
     for (int j = 0; j < G::kStep; ++j) {
-      const V x = G::load(right + (k + j) * pitch);
+      const V x = G::load_own(right + (k + j) * pitch);
       DSPARK_UNROLL
       for (int t = 0; t < kTile; ++t) sum[t] += G::broadcast(left[t], j) * x;
     }
@@ -216,10 +216,10 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
     const float* mixed = work.gates + f * 2 * pitch;
     for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
       const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
-      const V a = load_some<G>(gate + k, left) + G::load(mixed + k);
-      const V b = load_some<G>(gate + shape.rank + k, left) + G::load(mixed + pitch + k);
-      V state = G::load(row + k) / (one + G::exp(-b));
-      if (level > 0) state += G::load(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
+      const V a = load_some<G>(gate + k, left) + G::load_own(mixed + k);
+      const V b = load_some<G>(gate + shape.rank + k, left) + G::load_own(mixed + pitch + k);
+      V state = G::load_own(row + k) / (one + G::exp(-b));
+      if (level > 0) state += G::load_own(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
       G::store(state_row + k, state);
       G::store(row + k, load_some<G>(scale + k, left) * rate * state);
     }
@@ -240,7 +240,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   const float logsumexp = in.logsumexp[level];
   V sum = zero;
   for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-    sum += G::exp(G::load(work.keys + c) - G::splat(logsumexp));
+    sum += G::exp(G::load_own(work.keys + c) - G::splat(logsumexp));
   }
   const float share = team.sum(G::fold_sum(sum));
   const float tail = logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
@@ -252,7 +252,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
     float* row = scores + f * pitch;
     V highest = lowest;
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      V z = G::load(row + c) + G::load(work.keys + c);
+      V z = G::load_own(row + c) + G::load_own(work.keys + c);
       z = G::select(z > lowest, z, lowest);
       G::store(row + c, z);
       highest = G::select(z > highest, z, highest);
@@ -260,13 +260,13 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
     const float top = team.max(fmaxf(G::fold_max(highest), tail));
     V sum = zero;
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      sum += G::exp(G::load(row + c) - G::splat(top));
+      sum += G::exp(G::load_own(row + c) - G::splat(top));
     }
     const V total = G::splat(team.sum(G::fold_sum(sum))) + G::exp(G::splat(tail - top));
     const bool finite = top > -INFINITY && top < INFINITY;
     const V log_total = finite ? G::splat(top) + G::log(total) : G::splat(INFINITY);
     for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      const V x = (G::load(row + c) - log_total) * slope + shift;
+      const V x = (G::load_own(row + c) - log_total) * slope + shift;
       V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
       q = G::select(x < zero, q, G::select(x > lowest, one, zero));
       G::store(row + c, q * G::splat(node_scores[f]));

@@ -14,6 +14,7 @@
 //
 //   Vector, kWidth               that many floats; conditions on Vectors are Masks
 //   Vector load(const T*), load_first(const T*, n), splat(float)
+//   Vector load_own(const float*)   from the workspace, at a multiple of kWidth
 //   void prefetch(const void*), void store(float*, Vector)
 //   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)

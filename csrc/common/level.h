@@ -55,7 +55,7 @@ template <class G>
 DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int first, int end,
                                    float bar, TreeScratch& s) {
   for (int i = first + g.lane() * G::kWidth; i < end; i += g.size() * G::kWidth) {
-    uint32_t bits = G::bits(G::load(scores + i) > G::splat(bar));
+    uint32_t bits = G::bits(G::load_own(scores + i) > G::splat(bar));
     for (int k = i; bits != 0; ++k, bits >>= 1) {
       if (bits & 1) g.add(&s.select.histogram[score_digit<G>(scores[k], 0)], 1);
     }

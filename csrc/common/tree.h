@@ -38,7 +38,7 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, const Level& leve
     uint32_t bits = 0;
     if (left > 0) {
       const V score =
-          left < G::kWidth ? G::load_first(scores + first, left) : G::load(scores + first);
+          left < G::kWidth ? G::load_first(scores + first, left) : G::load_own(scores + first);
       bits = G::bits(score > G::splat(bar)) & ~G::bits(score < G::splat(shape.min_score));
     }
     int total, to = found + g.scan(count_bits(bits), &total);

@@ -96,6 +96,10 @@ struct Vector4Lanes {
     const Packet<T> packet = load_packet(from);
     return for_lanes4<Float4>([&](int i) { return dspark::to_float(packet.value[i]); });
   }
+  static DSPARK_FORCE_INLINE Vector load_own(const float* from) {
+    const auto packet = *reinterpret_cast<const Packet<float>*>(from);
+    return {packet.value[0], packet.value[1], packet.value[2], packet.value[3]};
+  }
   template <typename T>
   static DSPARK_FORCE_INLINE void copy(T* to, const T* from) {
     *reinterpret_cast<Packet<T>*>(to) = from == nullptr ? Packet<T>{} : load_packet(from);
@@ -117,7 +121,7 @@ struct Vector4Lanes {
   }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return {value, value, value, value}; }
   using Step = Float4;
-  static DSPARK_FORCE_INLINE Step load_step(const float* from) { return load(from); }
+  static DSPARK_FORCE_INLINE Step load_step(const float* from) { return load_own(from); }
   static DSPARK_FORCE_INLINE Vector broadcast(const Step& step, int i) {
     return splat(step.lane[i]);
   }

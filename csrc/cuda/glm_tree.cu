@@ -15,8 +15,8 @@ constexpr GlmShape kShippedDraft{5, 64, 128, 64, 4, 64, 0, 0, 0, 0, true};
 static_assert(GlmWorkspace::bytes(kShippedDraft) + sizeof(TreeScratch) + sizeof(Group::Scratch) <=
               227 << 10);
 
-// One request per block. The workspace is shared memory if it fits (`memory` is null then).
-template <typename T>
+// One request per block. kShared: the workspace is in shared memory, else in `memory`.
+template <typename T, bool kShared>
 __global__ __launch_bounds__(kThreads, 1) void glm_tree_kernel(const __grid_constant__ GlmTree p,
                                                                char* memory, int64_t bytes) {
   extern __shared__ __align__(32) char dynamic[];
@@ -24,7 +24,7 @@ __global__ __launch_bounds__(kThreads, 1) void glm_tree_kernel(const __grid_cons
   __shared__ Group::Scratch group_scratch;
   Group group(group_scratch);
   const int64_t request = blockIdx.x;
-  char* workspace = memory == nullptr ? dynamic : memory + request * bytes;
+  char* workspace = kShared ? dynamic : memory + request * bytes;
   glm_tree_request<Group, T>(group, p, request, workspace, scratch);
 }
 
@@ -45,22 +45,25 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
   view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0 &&
                            reinterpret_cast<uintptr_t>(view.mix) % 32 == 0;
   const int64_t bytes = GlmWorkspace::bytes(view.shape);
+  const auto blocks = static_cast<unsigned>(arguments.batch);
   with_type(view.dtype, [&](auto type) {
-    const auto kernel = glm_tree_kernel<decltype(type)>;
+    using T = decltype(type);
+    const auto kernel = glm_tree_kernel<T, true>;
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), kOp);
     const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp) -
                           static_cast<int64_t>(attributes.sharedSizeBytes);
-    const bool fits = bytes <= limit;
-    std::optional<Tensor> workspace;
-    if (!fits) workspace = empty({arguments.batch * bytes}, ScalarType::Byte, ids);
-    const int dynamic = fits ? static_cast<int>(bytes) : 0;
-    // the same for every call: another thread may be launching with other shapes
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(limit)),
-               kOp);
-    kernel<<<static_cast<unsigned>(arguments.batch), kThreads, dynamic, device.stream>>>(
-        view, fits ? nullptr : static_cast<char*>(workspace->mutable_data_ptr()), bytes);
+    if (bytes <= limit) {
+      // the same for every call: another thread may be launching with other shapes
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(limit)),
+                 kOp);
+      kernel<<<blocks, kThreads, static_cast<size_t>(bytes), device.stream>>>(view, nullptr, bytes);
+    } else {
+      const Tensor workspace = empty({arguments.batch * bytes}, ScalarType::Byte, ids);
+      glm_tree_kernel<T, false><<<blocks, kThreads, 0, device.stream>>>(
+          view, static_cast<char*>(workspace.mutable_data_ptr()), bytes);
+    }
     check_cuda(cudaGetLastError(), kOp);
   });
   return arguments.outputs();

@@ -26,6 +26,7 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE Vector load(const T* from) {
     return DSPARK_ISA::load(from);
   }
+  static DSPARK_FORCE_INLINE Vector load_own(const float* from) { return load(from); }
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
     return DSPARK_ISA::load_first(from, count);
