@@ -5,6 +5,7 @@ import torch
 from tiny import tiny_model
 
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.packing import Packing
 
 OPTIONS = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -27,9 +28,10 @@ def run(target, paged):
     ancestors = torch.tensor([1, 3, 5, 11]).view(1, 4, 1).expand(2, -1, -1).contiguous()
     positions = cache.seqlens[:, None].long() + torch.tensor([0, 1, 1, 2])
     second = target.forward(tokens[:, :4], positions, cache, ancestors)
-    written, rows = cache.storage.clone(), torch.tensor([0, 1, 3, 4])
-    packed = target.forward(tokens[:, :4], positions, cache, ancestors, rows)
-    torch.testing.assert_close(packed[0], second[0][rows], rtol=1e-4, atol=1e-4)
+    written, slots = cache.storage.clone(), torch.tensor([0, 1, 3, 4])
+    packing = Packing(slots, torch.tensor([[0, 1, -1, 2], [3, -1, -1, -1]]))
+    packed = target.forward(tokens[:, :4], positions, cache, ancestors, packing)
+    torch.testing.assert_close(packed[0], second[0][slots], rtol=1e-4, atol=1e-4)
     return [*first, *second, *packed, written]
 
 

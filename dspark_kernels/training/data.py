@@ -60,10 +60,10 @@ def continue_prompts(
     sampling = Sampling([prompt.temperature for prompt in prompts], seeds)
     tokens, clock = [prompt.tokens for prompt in prompts], Clock(target.device)
     state = prefill(target, tokens, sampling, stop, max_new_tokens, room=2)
-    drawn, states = [state.root], [_states(state)]
+    drawn, states = [state.root.clone()], [_states(state)]
     while len(drawn) < max_new_tokens and not (len(drawn) % 8 == 0 and bool(state.done.all())):
         step(target, None, state, 1, 0.0, clock)
-        drawn.append(state.root)
+        drawn.append(state.root.clone())
         states.append(_states(state))
     ends = set(stop)
     for ids, kept in zip(torch.stack(drawn, 1).tolist(), torch.stack(states, 1), strict=True):
