@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from dspark_kernels import decode
 from dspark_kernels.heads import DraftConfig, DraftModel
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.ops import values_on_trust
 from dspark_kernels.results import origin, write_csv
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
@@ -105,6 +106,7 @@ def step_of(target, draft, state: State, context: int, num_nodes: int):
     """A call that makes one step and puts the state back where it was; it captures in a graph."""
 
     @torch.inference_mode()
+    @values_on_trust()
     def call():
         decode.step(target, draft, state, num_nodes, 0.0, no_clock)
         state.cache.seqlens.fill_(context)

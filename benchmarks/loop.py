@@ -13,6 +13,7 @@ import torch
 
 from dspark_kernels import DraftTree
 from dspark_kernels.decode import Generation, prefill, verify
+from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import survivors
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
@@ -43,6 +44,7 @@ class Drafting(Protocol):
 
 
 @torch.inference_mode()
+@values_on_trust()
 def generate(
     decoder, drafting: Drafting, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> Generation:

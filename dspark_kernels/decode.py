@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .graph import Graphs, Readback, Session
-from .ops import accept_tree, context_lookup, glm_tree, linear_topk
+from .ops import accept_tree, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, best_slots, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
@@ -170,6 +170,7 @@ def prefill(
 
 
 @torch.inference_mode()
+@values_on_trust()
 def generate(
     target,
     draft,
@@ -301,19 +302,21 @@ class _Loop:
         results, requests = self.results, launched.requests
         outcome = Outcome(*launched.outcome.get())
         running = results.running[requests]
-        predicted = float(running.sum())
+        count = np.count_nonzero(running)
+        predicted = float(count)
         if launched.drafted:
             scores, nodes = outcome.scores.numpy(), outcome.nodes.numpy()
-            path = outcome.path.numpy()[:, 1:]
-            path_scores = np.take_along_axis(scores, path.clip(min=0), axis=1)
-            path_scores[path < 0] = -1.0
-            predicted += self.scheduler.observe(
-                nodes[running], scores[running], path_scores[running]
-            )
-            if self.graphs.cuda and running.any():
+            paths = outcome.path[:, 1:].tolist()
+            path_scores = [
+                [float(row[node]) for node in path if node >= 0]
+                for row, path, goes_on in zip(scores, paths, running, strict=True)
+                if goes_on
+            ]
+            predicted += self.scheduler.observe(nodes[running], scores[running], path_scores)
+            if self.graphs.cuda and count:
                 self._schedule(scores)
         batch, total = len(requests), launched.budget.total
-        if running.any() and launched.drafted == (total > batch):
+        if count and launched.drafted == (total > batch):
             self.scheduler.observe_seconds(batch, total, results.context, seconds)
         counts = outcome.counts.tolist()
         results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())

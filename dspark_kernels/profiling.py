@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .cost import CostTable, table_key, table_path
 from .decode import max_depth, propose, verify
 from .graph import Graphs
+from .ops import values_on_trust
 from .sampling import Sampling
 from .scheduler import SIZES
 from .state import State
@@ -61,6 +62,7 @@ def view(table: CostTable) -> Group:
 
 
 @torch.inference_mode()
+@values_on_trust()
 def profile(target, draft) -> CostTable:
     """Measure passes and drafts in turn; of each the fastest counts, free of others' load."""
     longest = target.max_length - NODES

@@ -6,6 +6,8 @@ its nodes: the best of all requests together. Every emitted token is the target'
 choice is lossless.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .cost import CostTable
@@ -123,11 +125,13 @@ class Scheduler:
         self._pause = 0 if pays else min(max(1, PAUSE_GROWTH * self._pause), LONGEST_PAUSE)
         return self.budget
 
-    def observe(self, nodes: np.ndarray, scores: np.ndarray, path_scores: np.ndarray) -> float:
+    def observe(
+        self, nodes: np.ndarray, scores: np.ndarray, path_scores: Sequence[Sequence[float]]
+    ) -> float:
         """Learn from a step that drafted; returns how many nodes it was expected to accept.
 
         nodes: int [B], verified of each request that goes on; scores: as in `choose`;
-        path_scores: float32 [B, P], scores of the accepted nodes and -1.
+        path_scores: of each such request, the scores of the nodes it accepted behind the root.
         """
         ranks = range(len(self._starts))
         scores = self._whole(scores)
@@ -136,10 +140,8 @@ class Scheduler:
         expected = sum(p * c for p, c in zip(predicted, self.correction.tolist(), strict=True))
         accepted = [0] * len(ranks)
         last = verified[:, self._starts[1:] - 1].tolist()  # score of the last node before a group
-        for bounds, path in zip(last, path_scores.tolist(), strict=True):
+        for bounds, path in zip(last, path_scores, strict=True):
             for score in path:
-                if score <= 0:
-                    break
                 accepted[sum(score < bound for bound in bounds)] += 1
         counts = nodes.tolist()
         learned = [sum(count > start for count in counts) for start in self._starts.tolist()]

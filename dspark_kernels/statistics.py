@@ -185,7 +185,7 @@ class Results:
     @property
     def finished(self) -> bool:
         """Whether every request has met its end."""
-        return not self.running.any()
+        return not np.count_nonzero(self.running)
 
     @property
     def remaining(self) -> np.ndarray:
@@ -195,7 +195,7 @@ class Results:
     @property
     def context(self) -> float:
         """Mean length of the requests that go on, their prompts included."""
-        return float(self.lengths[self.running].mean())
+        return float(self.lengths @ self.running) / np.count_nonzero(self.running)
 
     def add_first(self, tokens: Sequence[int]) -> None:
         """Take the token that each request's prefill yielded."""

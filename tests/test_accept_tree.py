@@ -4,6 +4,7 @@ from trees import good_draws, poisoned_caches, random_tree
 
 import dspark_kernels
 from dspark_kernels import DraftTree
+from dspark_kernels.ops import values_on_trust
 from dspark_kernels.reference.accept_tree import accept_tree as reference
 
 
@@ -226,3 +227,12 @@ def test_opcheck(count, device):
         torch.ops.dspark.accept_tree.default,
         (tree.tokens, tree.parents, tree.num_nodes, tree.tokens, caches, seqlens, None, 5),
     )
+
+
+def test_values_may_be_taken_on_trust():
+    tree = DraftTree.from_parents([5, 6], [-1, 0])._replace(num_nodes=torch.tensor([3]).int())
+    arguments = tree, torch.tensor([[6, 9]]), [], torch.zeros(1).int()
+    with values_on_trust():
+        assert dspark_kernels.accept_tree(*arguments)[1].tolist() == [[6, 9]]
+    with pytest.raises(ValueError, match=r"tree\.num_nodes must hold values from 1 to 2"):
+        dspark_kernels.accept_tree(*arguments)

@@ -13,6 +13,7 @@ from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import generate, prefill, step
 from dspark_kernels.graph import Graphs, Readback, Session
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import Budget
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
@@ -96,7 +97,8 @@ def loaded(target, prompts, reuse=None):
 
 
 @torch.no_grad()
-def test_a_step_reads_no_value(target, draft, budget, monkeypatch):
+@values_on_trust()
+def test_a_step_reads_no_value(target, draft, budget):
     """Fake tensors have shapes only: .item(), nonzero and shapes made from data raise."""
     state, mode = loaded(target, PROMPTS[0]), FakeTensorMode(allow_non_fake_inputs=True)
     fake = {name: mode.from_tensor(tensor) for name, tensor in tensors_of(state).items()}
@@ -105,7 +107,6 @@ def test_a_step_reads_no_value(target, draft, budget, monkeypatch):
     for name in state.sampling._fields:
         fake.pop(name, None)
     state = replace(state, cache=cache, sampling=sampling, **fake)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of values
     with mode:
         with pytest.raises(DataDependentOutputException):
             state.lengths[0].item()
@@ -136,10 +137,10 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
 
 
 @torch.inference_mode()
+@values_on_trust()
 @pytest.mark.parametrize(("options", "most"), [(Sampling(), 18), (SAMPLING, 28)])
 def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
     """A linear_topk counts as one here and is two."""
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of values
     state = prefill(target, PROMPTS[0], options, [3], 20, room=40)
     passed = [torch.randn(2 * NODES, part.shape[1]) for part in (state.hidden, state.features)]
     monkeypatch.setattr(target, "forward", lambda *_: passed)

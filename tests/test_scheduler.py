@@ -90,10 +90,9 @@ def test_the_correction_converges():
     predicted, observed = [], []
     for _ in range(3000):
         num_nodes, _ = scheduler.choose(promised, REMAINING, 100)
-        path = np.full((1, 16), -1.0, dtype=np.float32)
         alive = [n for n in range(1, min(num_nodes, 17)) if rng.random() < promised[0, n] / 2]
-        path[0, : len(alive)] = promised[0, alive]
-        predicted.append(1 + scheduler.observe(np.array([num_nodes]), promised, path))
+        path = promised[0, alive].tolist()
+        predicted.append(1 + scheduler.observe(np.array([num_nodes]), promised, [path]))
         observed.append(1 + len(alive))
     assert np.mean(predicted[:20]) > 1.2 * np.mean(observed)
     assert np.mean(predicted[1000:]) == pytest.approx(np.mean(observed[1000:]), rel=0.05)
@@ -103,7 +102,7 @@ def test_the_correction_converges():
 def test_a_fixed_size_needs_no_costs_and_still_predicts():
     scheduler = Scheduler((16,))
     assert scheduler.choose(scores(0.5, 16, 3), np.full(3, 50), 100) == (16, 48)
-    none_accepted, all_nodes = np.full((1, 5), -1.0, dtype=np.float32), np.array([16])
+    none_accepted, all_nodes = [[]], np.array([16])
     expected = scores(0.5, 16)[0, 1:].sum()
     assert scheduler.observe(all_nodes, scores(0.5, 16), none_accepted) == pytest.approx(expected)
     assert scheduler.observe(all_nodes, scores(0.5, 16), none_accepted) < expected
@@ -113,18 +112,18 @@ def test_a_fixed_size_needs_no_costs_and_still_predicts():
 def test_accepted_nodes_are_counted_in_their_groups():
     scheduler = Scheduler((1, 2, 4, 8), costs())
     tree = np.array([[1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]], dtype=np.float32)
-    path = np.array([[0.8, 0.6, 0.2, -1.0]], dtype=np.float32)  # ranks 1, 3 and 7
+    path = tree[0, [1, 3, 7]].tolist()
     before = np.array(scheduler._all[1])
-    scheduler.observe(np.array([8]), tree, path)
+    scheduler.observe(np.array([8]), tree, [path])
     assert scheduler._all[1] - before == pytest.approx([1, 1, 1], abs=0.01)
     before = np.array(scheduler._all[1])
-    scheduler.observe(np.array([4]), tree, path[:, :2])  # the last group was not verified
+    scheduler.observe(np.array([4]), tree, [path[:2]])  # the last group was not verified
     assert scheduler._all[1][2] == before[2]
 
 
 def test_a_text_of_its_own_kind_is_believed_and_then_forgotten():
     scheduler = Scheduler((1, 2, 4, 8), costs())
-    tree, nothing = scores(0.9, 8), np.full((1, 5), -1.0, dtype=np.float32)
+    tree, nothing = scores(0.9, 8), [[]]
     for _ in range(100):
         scheduler.observe(np.array([8]), tree, nothing)
     assert max(scheduler.correction) < 0.1
@@ -182,8 +181,7 @@ def test_one_request_is_a_batch_of_one():
         tree = np.sort(rng.random((1, 64), dtype=np.float32))[:, ::-1] ** 3
         tree[:, 0] = 1
         scheduler = Scheduler(SIZES, costs(per_token=0.5))
-        nothing = np.full((1, 64), -1.0, dtype=np.float32)
-        scheduler.observe(np.array([24]), tree, nothing)
+        scheduler.observe(np.array([24]), tree, [[]])
         tokens, _ = scheduler._shared(tree, REMAINING, list(scheduler.sizes))
         assert scheduler._alone(tree[0]) == pytest.approx(tokens, rel=1e-5)
 
@@ -196,7 +194,6 @@ def test_it_drafts_no_more_than_it_may_choose():
         tree = scores(survival, scheduler.draft_nodes)
         budget = scheduler.choose(tree, REMAINING, 100)
         assert budget.num_nodes <= drafted[-1]
-        nothing = np.full((1, 64), -1.0, dtype=np.float32)
-        assert scheduler.observe(np.array([budget.num_nodes]), tree, nothing) >= 0
+        assert scheduler.observe(np.array([budget.num_nodes]), tree, [[]]) >= 0
     assert drafted[4] == 16 and drafted[7] == 64 and drafted[-1] == 16
     assert Scheduler((5,)).draft_nodes == 5

@@ -1,5 +1,6 @@
 """The public ops: one function per op, which checks its arguments and makes one call."""
 
+from ._check import values_on_trust
 from .accept_tree import accept_tree
 from .advance_step import advance_step
 from .chain_reject import chain_reject
@@ -28,4 +29,5 @@ __all__ = [
     "sample_logits",
     "tree_attention",
     "typical_accept",
+    "values_on_trust",
 ]
