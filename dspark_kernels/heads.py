@@ -45,7 +45,7 @@ class DraftConfig:
 
 def rms_norm(x: Tensor) -> Tensor:
     """Root-mean-square normalisation without a weight."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 class DraftHeads(nn.Module):
@@ -95,8 +95,8 @@ class GatedLinearModel(nn.Module):
         self.project_out = nn.Parameter(torch.randn(rank, dim) * 0.1 * dim**-0.5)
 
     def gates(self, head_states: Tensor) -> Tensor:
-        """gate_d = G·h_d + c_d, float32 [B, H, 2R]."""
-        return self.gate(head_states).float() + self.gate_bias.float()
+        """gate_d = G·h_d + c_d, [B, H, 2R] in the dtype of c_d, which is float32 (see `bind`)."""
+        return self.gate(head_states) + self.gate_bias
 
     def rows_in(self, embedding: Tensor) -> Tensor:
         """Rows of table_in for rows of the target's embedding: [..., D] -> [..., R]."""
@@ -237,6 +237,7 @@ class BoundDraft:
         self.depth_scale = model.glm.depth_scale.detach().clone()
         self.embedding = embedding.detach()
         self.heads, self.glm = model.heads.to(lm_head.dtype), model.glm.to(lm_head.dtype)
+        self.glm.gate_bias.data = self.glm.gate_bias.float()
         self.mix = self.glm.mix.detach()
         if lm_head.device.type == "cpu" and backend_of("fused_linear", "cpu")[0] == "native":
             self.heads.project, self.glm.gate = FewRows(self.heads.project), FewRows(self.glm.gate)
