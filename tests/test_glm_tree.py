@@ -205,6 +205,7 @@ BACKEND_CASES = {
         "dtype": torch.float16,
     },
     "largest": {"B": 1, "H": 16, "C": 64, "R": 256, "V": 300, "N": 256, "P": 16, "Q": 32},
+    "deepest": {"B": 2, "H": 5, "C": 32, "R": 32, "V": 200, "N": 256, "P": 16, "Q": 64},
     "n128": {"B": 2, "H": 6, "C": 16, "R": 32, "V": 200, "N": 128, "P": 4, "Q": 10},
     "min_score": {"B": 2, "H": 5, "C": 16, "R": 32, "V": 200, "N": 64, "min_score": 0.02},
     "empty": {"B": 0},
@@ -252,13 +253,46 @@ def tied_inputs(nodes):
     return inputs
 
 
+def assert_exact(tree, inputs):
+    """The nodes of the reference, in its order."""
+    expected = DraftTree(*reference(*inputs.values()))
+    for name in ("tokens", "parents", "depths", "ancestors", "num_nodes"):
+        assert torch.equal(getattr(tree, name).cpu(), getattr(expected, name)), name
+
+
 @pytest.mark.backend
 @pytest.mark.parametrize("nodes", [1, 2, 31, 64, 65, 200])
 def test_backend_ties_are_exact(nodes, device):
     inputs = tied_inputs(nodes)
-    expected, tree = reference(*inputs.values()), public(to(inputs, device))
-    for name in ("tokens", "parents", "depths", "ancestors", "num_nodes"):
-        assert torch.equal(getattr(tree, name).cpu(), getattr(DraftTree(*expected), name)), name
+    assert_exact(public(to(inputs, device)), inputs)
+
+
+def deep_inputs(seed):
+    """Long paths that share what they begin with, some equal or cut off, with scores that tie."""
+    g = torch.Generator().manual_seed(seed)
+
+    def up_to(most):
+        return int(torch.randint(0, most + 1, (), generator=g))
+
+    paths, length = 1 + up_to(15), 1 + up_to(63)
+    inputs = glm_inputs(
+        H=up_to(4), C=1 + up_to(10), V=60, P=paths, Q=length, N=1 + up_to(130), seed=seed
+    )  # fmt: skip
+    for p in range(1, paths):
+        shared = up_to(length)
+        inputs["paths"][:, p, :shared] = inputs["paths"][:, up_to(p - 1), :shared]
+    cut = torch.rand(inputs["paths"].shape, generator=g) < 0.01
+    inputs["paths"] = inputs["paths"].masked_fill(cut, -1)
+    levels = 1 + up_to(3)  # of scores, 1: all of a depth tie
+    inputs["path_scores"] = (inputs["path_scores"] * levels).floor() / levels + 0.1
+    return inputs
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("seed", range(40))
+def test_backend_paths_below_the_heads_are_exact(seed, device):
+    inputs = deep_inputs(seed)
+    assert_exact(public(to(inputs, device)), inputs)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 30, 64, 65, 200])

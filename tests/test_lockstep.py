@@ -118,9 +118,13 @@ def test_glm_tree_hostile_values(ops, spoil):
 @pytest.mark.parametrize("nodes", [1, 31, 64, 65, 200])
 def test_glm_tree_ties_are_exact(ops, nodes):
     inputs = glm_cases.tied_inputs(nodes)
-    expected, tree = glm_tree_reference(*inputs.values()), lockstep_tree(ops, inputs)
-    for name in ("tokens", "parents", "depths", "ancestors", "num_nodes"):
-        assert torch.equal(getattr(tree, name), getattr(DraftTree(*expected), name)), name
+    glm_cases.assert_exact(lockstep_tree(ops, inputs), inputs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_glm_tree_paths_below_the_heads_are_exact(ops, seed):
+    inputs = glm_cases.deep_inputs(seed)
+    glm_cases.assert_exact(lockstep_tree(ops, inputs), inputs)
 
 
 @pytest.mark.parametrize("nodes", [1, 17, 64, 65, 256])

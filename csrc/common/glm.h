@@ -55,7 +55,8 @@ struct GlmWorkspace {
     return s.matrix_unit ? 0 : int64_t{2} * padded(s.rank) * padded(s.rank);
   }
   static DSPARK_FORCE_INLINE constexpr int64_t children(const GlmShape& s) {
-    return int64_t{padded(s.nodes)} * padded(s.candidates) + kPitch;
+    const int candidates = s.candidates > 0 ? padded(s.candidates) : kPitch;  // or as many paths
+    return int64_t{padded(s.nodes)} * candidates + kPitch;
   }
   static DSPARK_FORCE_INLINE constexpr int64_t shared_floats(const GlmShape& s) {
     const int64_t rows = int64_t{3} * padded(s.nodes) * padded(s.rank);

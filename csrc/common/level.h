@@ -19,6 +19,8 @@ struct TreeScratch {
   SelectScratch select;
   int path_node[kMaxPaths];   // each path's place in the last level, or -1
   int path_child[kMaxPaths];  // the child that stands for each path's next token, or -1
+  int apart[kMaxPaths]
+           [kMaxPaths];  // levels below the heads for which paths q <= p are one, see tails.h
   int children;
 };
 
@@ -31,6 +33,11 @@ struct Level {
   const int64_t *ids, *paths;  // [C] of the head; [P] next tokens, path_stride apart
   int path_stride;
 };
+
+template <class G>
+DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
+  return level.depth + 1;
+}
 
 template <class G>
 DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
@@ -103,8 +110,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
 // Path tokens compete with the candidates: an equal child gets the larger score, a new one its own.
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
-                                          const float* path_scores, int candidates, float* scores,
-                                          TreeScratch& s) {
+                                          const float* path_scores, float* scores, TreeScratch& s) {
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p];
     const int64_t token = level.paths[p * level.path_stride];
@@ -113,8 +119,8 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     scores[level.extra + p] = 0;
   }
   g.sync();
-  for (int item = g.lane(); item < shape.paths * candidates; item += g.size()) {
-    const int p = item / candidates, c = item % candidates, f = s.path_node[p];
+  for (int item = g.lane(); item < shape.paths * shape.candidates; item += g.size()) {
+    const int p = item / shape.candidates, c = item % shape.candidates, f = s.path_node[p];
     const bool alive = f >= 0 && f < level.expanded;
     // the ids of a level are distinct: only one item writes for a path
     if (alive && level.ids[c] == level.paths[p * level.path_stride] && level.ids[c] >= 0 &&

@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "common/level.h"
+#include "common/tails.h"
 
 namespace dspark {
 
@@ -18,77 +18,6 @@ struct GlmOutputs {  // of one request
   float* scores;
   int32_t* num_nodes;
 };
-
-// Lists the nodes kept (as ~index) and the children that may be among the N best; returns how many.
-template <class G>
-DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, const Level& level, int kept,
-                                  const float* scores, int* items, TreeScratch& s) {
-  using V = typename G::Vector;
-  // with N nodes kept, a child must be above the lowest of them: on a tie the lower depth wins
-  float bar = kept < shape.nodes ? 0.0f : 1.0f;
-  for (int i = g.lane(); i < kept; i += g.size()) {
-    items[i] = ~i;
-    if (kept == shape.nodes && s.score[i] < bar) bar = s.score[i];
-  }
-  bar = g.min(bar);
-  int found = kept;
-  const int end = level.extra + shape.paths;
-  for (int base = 0; base < end; base += g.size() * G::kWidth) {
-    const int first = base + g.lane() * G::kWidth, left = end - first;
-    uint32_t bits = 0;
-    if (left > 0) {
-      const V score =
-          left < G::kWidth ? G::load_first(scores + first, left) : G::load_own(scores + first);
-      bits = G::bits(score > G::splat(bar)) & ~G::bits(score < G::splat(shape.min_score));
-    }
-    int total, to = found + g.scan(count_bits(bits), &total);
-    for (int i = first; bits != 0; ++i, bits >>= 1) {
-      if (bits & 1) items[to++] = i;
-    }
-    found += total;
-  }
-  g.sync();
-  return found;
-}
-
-// Digit `place` of an item's key (score desc, depth, token, parent's order): 3, 1, 7 and 1 digits.
-constexpr int kKeyDigits = 12;
-template <class G>
-DSPARK_HOST_DEVICE int key_digit(const Level& level, const TreeScratch& s, const float* scores,
-                                 int item, int place) {
-  const bool node = item < 0;
-  if (place < 3) return score_digit<G>(node ? s.score[~item] : scores[item], place);
-  if (place == 3) return node ? s.depth[~item] : level.depth + 1;
-  if (place < 11) {
-    const int64_t token = node ? s.token[~item] : child_token<G>(level, item);
-    return static_cast<int>(token >> (kDigitBits * (10 - place))) & (kBins - 1);
-  }
-  return node ? s.parent[~item] + 1 : child_parent<G>(level, s, item);
-}
-
-// Drops the nodes that were not taken and closes the gaps; returns how many stay.
-template <class G>
-DSPARK_HOST_DEVICE int drop_nodes(G& g, int kept, TreeScratch& s) {
-  int stay = 0;
-  for (int first = 0; first < kept; first += g.size()) {
-    const int i = first + g.lane();
-    const bool taken = i < kept && s.moved[i] >= 0;
-    int64_t token = 0;
-    float score = 0;
-    int parent = 0, depth = 0, total;
-    if (taken) token = s.token[i], score = s.score[i], parent = s.parent[i], depth = s.depth[i];
-    const int to = stay + g.scan(taken, &total);
-    if (taken) s.moved[i] = to;
-    g.sync();
-    if (taken) {
-      s.token[to] = token, s.score[to] = score, s.depth[to] = depth;
-      s.parent[to] = parent < 0 ? -1 : s.moved[parent];
-    }
-    stay += total;
-    g.sync();
-  }
-  return stay;
-}
 
 // Appends the children that stay, sorted, as the new last level.
 template <class G>
@@ -202,44 +131,28 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
   g.sync();
 
-  const int depth_limit = shape.heads > shape.path_length ? shape.heads : shape.path_length;
-  int start = 0, kept = 1;
-  for (int depth = 0; depth < depth_limit && start < kept; ++depth) {
-    const bool has_head = depth < shape.heads, has_paths = depth < shape.path_length;
-    const int expanded =
-        has_head ? expand_level(g, shape, in, depth, start, kept, work, s) : kept - start;
+  int depth = 0, start = 0, kept = 1;
+  for (; depth < shape.heads && start < kept; ++depth) {
+    const bool has_paths = depth < shape.path_length;
+    const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
     const Level level{depth,
                       start,
                       expanded,
                       pitch,
-                      has_head ? expanded * pitch : 0,
+                      expanded * pitch,
                       in.ids + depth * shape.candidates,
                       has_paths ? in.paths + depth : nullptr,
                       shape.path_length};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
     if (has_paths) {
-      add_path_children(g, here, level, in.path_scores + depth, has_head ? here.candidates : 0,
-                        work.scores, s);
+      add_path_children(g, here, level, in.path_scores + depth, work.scores, s);
     }
-    const int items = list_items(g, here, level, kept, work.scores, work.items, s);
-    for (int i = g.lane(); i < kept; i += g.size()) s.moved[i] = -1;
-    if (g.lane() == 0) s.children = 0;
-    g.sync();
-    select_smallest(
-        g, work.items, work.spare, items, shape.nodes, kKeyDigits, s.select,
-        [&](int item, int place) { return key_digit<G>(level, s, work.scores, item, place); },
-        [&](int item) {
-          if (item < 0) {
-            s.moved[~item] = 0;
-          } else {
-            s.child[g.add(&s.children, 1)] = item;
-          }
-        });
-    start = drop_nodes(g, kept, s);
+    start = keep_best(g, here, level, kept, level.extra + here.paths, work, s);
     kept = start + s.children;
     append_children(g, here, level, start, work.scores, s);
   }
+  kept = add_tails(g, shape, in.paths, in.path_scores, depth, start, kept, work, s);
   write_tree(g, shape, kept, s, out);
 }
 

@@ -1,0 +1,180 @@
+// What the paths propose below the heads, where children have no other source: all those levels at
+// once, for `glm_tree`.
+
+#pragma once
+
+#include "common/keep.h"
+
+namespace dspark {
+
+// Child p · length + j is the token of path p at `depth` + j, below the last level's nodes. Paths
+// that have not parted yet share a node, which the first of them stands for: only it has a score in
+// work.scores.
+struct Tails {
+  int depth, start;       // of the last level, and its first node
+  int length;             // levels below it
+  const int64_t* tokens;  // [P], of the first of these levels; the next ones one further on
+  const float* path_scores;
+  int stride;    // of both
+  float* reach;  // [P][length], scores along each path
+  int* order;  // [P][length], among the nodes of that depth: by (score desc, token, parent's order)
+};
+
+// The first of the paths which share a node with path p there.
+template <class G>
+DSPARK_HOST_DEVICE int first_equal(const TreeScratch& s, int p, int j) {
+  int q = 0;
+  while (q < p && s.apart[q][p] <= j) ++q;
+  return q;
+}
+
+template <class G>
+DSPARK_HOST_DEVICE int child_depth(const Tails& tails, int child) {
+  return tails.depth + 1 + child % tails.length;
+}
+
+template <class G>
+DSPARK_HOST_DEVICE int64_t child_token(const Tails& tails, int child) {
+  return tails.tokens[child / tails.length * tails.stride + child % tails.length];
+}
+
+template <class G>
+DSPARK_HOST_DEVICE int child_parent(const Tails& tails, const TreeScratch& s, int child) {
+  return child % tails.length == 0 ? s.path_node[child / tails.length] : tails.order[child - 1];
+}
+
+// s.apart: where each path ends, and where each two part.
+template <class G>
+DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& tails,
+                                      TreeScratch& s) {
+  for (int item = g.lane(); item < shape.paths * shape.paths; item += g.size()) {
+    const int q = item / shape.paths, p = item % shape.paths;
+    const bool together = s.path_node[p] >= 0 && s.path_node[p] == s.path_node[q];
+    s.apart[q][p] = together ? tails.length : 0;
+  }
+  g.sync();
+  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+    const int p = child / tails.length, j = child % tails.length;
+    const int64_t token = child_token<G>(tails, child);
+    if (token < 0 || token >= shape.vocab) g.lower(&s.apart[p][p], j);
+    for (int q = 0; q < p; ++q) {
+      if (tails.tokens[q * tails.stride + j] != token) g.lower(&s.apart[q][p], j);
+    }
+  }
+  g.sync();
+}
+
+// The scores along each path: of a shared node the largest, and none above the parent's.
+template <class G>
+DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& tails,
+                                    const GlmWorkspace& work, TreeScratch& s) {
+  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+    const int p = child / tails.length, j = child % tails.length;
+    float best = 0;
+    for (int q = 0; q < shape.paths && j < s.apart[p][p]; ++q) {
+      const float own = tails.path_scores[q * tails.stride + j];  // NaN is not above
+      if (j < (q < p ? s.apart[q][p] : s.apart[p][q]) && own > best) best = own;
+    }
+    tails.reach[child] = best;
+  }
+  g.sync();
+  for (int p = g.lane(); p < shape.paths; p += g.size()) {
+    float above = s.path_node[p] >= 0 ? s.score[tails.start + s.path_node[p]] : 0;
+    for (int j = 0; j < tails.length; ++j) {
+      float* const reach = tails.reach + p * tails.length + j;
+      *reach = above = *reach < above ? *reach : above;
+    }
+  }
+  g.sync();
+  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+    const int p = child / tails.length;
+    const bool stands = first_equal<G>(s, p, child % tails.length) == p;
+    work.scores[child] = stands ? tails.reach[child] : 0;
+    tails.order[child] = 0;
+  }
+  g.sync();
+}
+
+// tails.order: counts, for every pair of paths that have parted, the node that comes first.
+template <class G>
+DSPARK_HOST_DEVICE void order_paths(G& g, const GlmShape& shape, const Tails& tails,
+                                    const GlmWorkspace& work, TreeScratch& s) {
+  const int children = shape.paths * tails.length;
+  for (int item = g.lane(); item < shape.paths * children; item += g.size()) {
+    const int q = item / children, p = item % children / tails.length, j = item % tails.length;
+    const int one = q * tails.length + j, other = p * tails.length + j;
+    if (q >= p || j < s.apart[q][p] || tails.reach[one] + tails.reach[other] == 0) continue;
+    for (int back = 0;; ++back) {  // equal nodes are in the order of their parents
+      const float score = tails.reach[one - back], right = tails.reach[other - back];
+      const int64_t token = child_token<G>(tails, one - back);
+      const int64_t second = child_token<G>(tails, other - back);
+      if (score == right && token == second && back < j) continue;
+      const bool q_first = score != right    ? score > right
+                           : token != second ? token < second
+                                             : s.path_node[q] < s.path_node[p];
+      const int first = q_first ? one : other, next = q_first ? other : one;
+      if (work.scores[first] > 0) g.add(&tails.order[next], 1);
+      break;
+    }
+  }
+  g.sync();
+}
+
+// Appends the children that stay by (depth, order).
+template <class G>
+DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, int stay, const GlmWorkspace& work,
+                                     TreeScratch& s) {
+  const int count = s.children;
+  for (int i = g.lane(); i < count; i += g.size()) {
+    const int child = s.child[i];
+    const uint64_t place = child % tails.length << kDigitBits | tails.order[child];
+    s.order[i] = place << 32 | static_cast<uint32_t>(child);
+  }
+  g.sync();
+  sort(
+      g, s.order, count, [](uint64_t a, uint64_t b) { return a < b; },
+      [&](int place, uint64_t value) { s.child[place] = static_cast<int>(value & INT32_MAX); });
+  int* const node_of = reinterpret_cast<int*>(tails.reach);
+  for (int i = g.lane(); i < count; i += g.size()) {
+    const int child = s.child[i], node = stay + i;
+    node_of[child] = node;
+    s.token[node] = child_token<G>(tails, child);
+    s.score[node] = work.scores[child];
+    s.depth[node] = child_depth<G>(tails, child);
+  }
+  g.sync();
+  for (int i = g.lane(); i < count; i += g.size()) {
+    const int child = s.child[i], p = child / tails.length, j = child % tails.length;
+    s.parent[stay + i] = j == 0 ? s.moved[tails.start + s.path_node[p]]
+                                : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
+  }
+  g.sync();
+}
+
+// Adds what the paths hold below the last level, nodes start .. kept - 1, to the N best; returns
+// how many nodes there are then.
+template <class G>
+DSPARK_HOST_DEVICE int add_tails(G& g, const GlmShape& shape, const int64_t* paths,
+                                 const float* path_scores, int depth, int start, int kept,
+                                 const GlmWorkspace& work, TreeScratch& s) {
+  // a node among the N best is less than N deep
+  const int deepest = shape.path_length < shape.nodes ? shape.path_length : shape.nodes - 1;
+  const int length = deepest - depth;
+  if (length <= 0 || start == kept) return kept;
+  const Tails tails{depth,
+                    start,
+                    length,
+                    paths + depth,
+                    path_scores + depth,
+                    shape.path_length,
+                    work.even,
+                    reinterpret_cast<int*>(work.odd)};
+  compare_paths(g, shape, tails, s);
+  score_paths(g, shape, tails, work, s);
+  order_paths(g, shape, tails, work, s);
+  const int stay = keep_best(g, shape, tails, kept, shape.paths * length, work, s);
+  append_tails(g, tails, stay, work, s);
+  return stay + s.children;
+}
+
+}  // namespace dspark
