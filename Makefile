@@ -20,6 +20,7 @@ test: $(VENV)/built
 	$(BIN)/pytest
 	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) $(CPU_TESTS) tests/test_decode.py
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
+	$(BIN)/pytest --device emulated -m cuda
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network
 gpu-check:

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import emulated.cuda as emulated
 import pytest
 import torch
 
@@ -11,12 +12,17 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where ops run")
+    parser.addoption(
+        "--device", default="cpu", choices=("cpu", "cuda", "emulated"),
+        help="where ops run; emulated: the CPU, in the place of a GPU (emulated/cuda.py)",
+    )  # fmt: skip
 
 
 MARKERS = {
     "backend": "compares the op as dispatched with its reference",
-    "cuda": "needs a GPU: --device cuda",
+    "cuda": "needs a CUDA device, if only an emulated one",
+    "gpu": "needs a GPU: --device cuda",
+    "emulated": "tests the emulated device",
     "nvcc": "needs nvcc",
 }
 
@@ -25,8 +31,12 @@ def why_not(marker, config):
     """Why the tests of a marker cannot run here, or None."""
     if marker == "backend" and os.environ.get("DSPARK_BACKEND") == "reference":
         return "a reference compared with itself proves nothing"
-    if marker == "cuda" and config.getoption("--device") != "cuda":
+    if marker == "cuda" and config.getoption("--device") == "cpu":
+        return "they need a CUDA device, --device cuda or emulated"
+    if marker == "gpu" and config.getoption("--device") != "cuda":
         return "they need a GPU, --device cuda"
+    if marker == "emulated" and config.getoption("--device") != "emulated":
+        return "they test the device of --device emulated"
     if marker == "nvcc" and shutil.which("nvcc") is None:
         return "they need nvcc on the PATH"
     return None
@@ -58,7 +68,19 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def device(request):
     """The device that tests put their tensors on."""
-    return torch.device(request.config.getoption("--device"))
+    name = request.config.getoption("--device")
+    return emulated.DEVICE if name == "emulated" else torch.device(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _emulation(request, tmp_path_factory):
+    """The emulated device under every test, if that is the one."""
+    if request.config.getoption("--device") != "emulated":
+        yield
+        return
+    emulated.install(tmp_path_factory.mktemp("emulated"))
+    with emulated.device:
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

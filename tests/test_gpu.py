@@ -1,4 +1,5 @@
-"""What only a GPU can show: many random requests at once, CUDA graphs, launches and host syncs."""
+"""What a CUDA device shows: graphs of the ops; and what only a GPU does: many random requests at
+once, launches, host syncs, and the errors of its launchers."""
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ def to(value, device):
     return [to(part, device) for part in value] if isinstance(value, list | tuple) else value
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_glm_tree_many_random_trees(seed, dtype, device):
@@ -36,6 +38,7 @@ def test_glm_tree_many_random_trees(seed, dtype, device):
     assert_same_tree(tree, expected, inputs["min_score"])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("block_size", [None, 16])
 def test_accept_tree_many_random_trees(seed, block_size, device):
@@ -122,6 +125,7 @@ def kernels_of(function):
     ]
 
 
+@pytest.mark.gpu
 def test_a_step_is_at_most_eight_launches_without_a_sync(device):
     inputs = step_inputs(device)
     for _ in range(3):  # compilation and tuning
@@ -198,6 +202,7 @@ def test_captured_acceptance_rules_follow_their_inputs(device):
             assert torch.equal(one, other)
 
 
+@pytest.mark.gpu
 def test_errors_of_the_launcher_are_python_errors(device):
     x = step_inputs(device)
     with pytest.raises(RuntimeError, match=r"accept_tree: caches must"):
