@@ -54,17 +54,23 @@ def main() -> int:
     console, dtype = Console(width=170), getattr(torch, arguments.dtype)
     device = arguments.device
 
-    wrong = []
+    left_out = []  # what was not measured, and why
     for op in arguments.op or OPS:
         module = importlib.import_module(f".bench_{op}", __package__)
         peaks = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
         rows = []
         for case in module.cases(device, dtype):
-            with console.status(f"{op} {case.shape}"):
-                measured = common.measure(op, case, device, dtype, peaks)
+            name = f"{op} {case.shape}"
+            try:
+                with console.status(name):
+                    measured = common.measure(op, case, device, dtype, peaks)
+            except Exception as error:  # of one case or a baseline: the others are worth measuring
+                console.print_exception(max_frames=4)
+                left_out.append(f"{name}: {type(error).__name__}")
+                continue
             rows += measured
             if not measured:
-                wrong.append(f"{op} {case.shape}")
+                left_out.append(f"{name}: the output disagrees with the reference")
         if rows:
             console.print(table_of(op, rows))
             console.print(
@@ -73,9 +79,9 @@ def main() -> int:
             )
             if arguments.csv:
                 write_csv(arguments.csv / f"{op}_{device}.csv", rows)
-    for case in wrong:
-        console.print(f"[red]{case}: the output disagrees with the reference, not measured[/red]")
-    return 1 if wrong else 0
+    for case in left_out:
+        console.print(f"[red]not measured: {case}[/red]")
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":

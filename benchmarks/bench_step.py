@@ -10,6 +10,7 @@ import argparse
 import gc
 import statistics
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -190,22 +191,20 @@ def main() -> int:
     parser.add_argument("--nodes", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write <DIR>/step_<device>.csv")
     options = parser.parse_args()
+    setting = {"dtype": options.dtype, **origin(options.device)}
     console, results = Console(width=130), []
     for name in options.config:
         target, draft = build(name, options.device, getattr(torch, options.dtype))
         rows = []
-        for batch in options.batch:
-            for context in options.context:
-                for nodes in options.nodes:
-                    with console.status(f"{name}, batch {batch}, context {context}, nodes {nodes}"):
-                        rows.append(measure(target, draft, batch, context, nodes, options.device))
+        for batch, context, nodes in product(options.batch, options.context, options.nodes):
+            with console.status(f"{name}, batch {batch}, context {context}, nodes {nodes}"):
+                rows.append(measure(target, draft, batch, context, nodes, options.device))
+            results.append({"config": name} | rows[-1] | setting)
+            if options.csv:  # at once: a run cut short keeps what it measured
+                write_csv(options.csv / f"step_{options.device}.csv", results)
         console.print(*tables(name, rows), sep="\n")
-        setting = {"dtype": options.dtype, **origin(options.device)}
-        results += [{"config": name} | row | setting for row in rows]
         del target, draft
         gc.collect()
-    if options.csv:
-        write_csv(options.csv / f"step_{options.device}.csv", results)
     return 0
 
 

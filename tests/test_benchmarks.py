@@ -38,6 +38,21 @@ def test_a_wrong_output_is_not_measured():
     assert measure("double", case(lambda x: x + x + 1), "cpu", torch.float32, PEAKS) == []
 
 
+def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys):
+    def cases(device, dtype):
+        yield case(lambda x: x.view(-1, 3))
+        yield case(lambda x: x + x)
+
+    monkeypatch.setattr("benchmarks.bench_linear_topk.cases", cases)
+    monkeypatch.setattr(benchmarks.timing, "peak_flops", lambda *_: 1e9)
+    command = ["benchmarks", "linear_topk", "--dtype", "float32", "--csv", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert benchmarks.main() == 1
+    assert "not measured: linear_topk 64: RuntimeError" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "linear_topk_cpu.csv").open()))
+    assert [row["implementation"] for row in rows] == ["ours", "slow"]
+
+
 def test_every_module_has_cases():
     for op in benchmarks.OPS:
         module = __import__(f"benchmarks.bench_{op}", fromlist=["cases"])

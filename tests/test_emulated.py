@@ -1,4 +1,4 @@
-"""The emulated device finds what would be wrong on a GPU: every test here makes one such mistake."""
+"""The emulated device finds what would be wrong on a GPU: each test makes one such mistake."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """A CUDA device for the tests of a machine without one, as strict about order as a real one.
 
-Its tensors hold their data on the CPU, where the CPU kernels run. What would be wrong on a GPU is an
-error, or shows: tensors of two devices in one call; a capture that waits for the device; results
+Its tensors hold their data on the CPU, where the CPU kernels run. What would be wrong on a GPU is
+an error, or shows: tensors of two devices in one call; a capture that waits for the device; results
 read before an event said that they had arrived; memory that another graph has overwritten; and what
 Python computes during a capture, since a replay repeats nothing but the ops.
 """
@@ -71,7 +71,7 @@ class Device(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.capture = None  # the calls of the graph under capture: (function, args, kwargs, outputs)
+        self.capture = None  # the calls of a graph to be: (function, args, kwargs, outputs)
         self.before = {}  # by address: memory which the capture changed, and what was there
         self.arriving, self.arrived = [], 0  # (tensor on the host, its values to be); how many were
 
@@ -94,8 +94,8 @@ class Device(TorchDispatchMode):
         on_device = bool(here) if to is None else torch.device(to).type == "cuda"
         to_host = name == "aten::_to_copy" and bool(here) and not on_device
         later = to_host and bool(kwargs.get("non_blocking"))
-        reads = name == "aten::_local_scalar_dense" and bool(here) or to_host and not later
-        if reads or (name == "aten::copy_" and here and not isinstance(args[0], DeviceTensor)):
+        onto_host = name == "aten::copy_" and not isinstance(args[0], DeviceTensor)
+        if here and (name == "aten::_local_scalar_dense" or onto_host or (to_host and not later)):
             self.wait(name)
 
         kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
