@@ -7,6 +7,7 @@ import dspark_kernels as dk
 
 B, H, D, V, C, R, N, K = 2, 3, 64, 300, 8, 16, 12, 4
 HQ, HKV, E, CAPACITY = 4, 2, 32, 64
+Q = 9  # tokens of a path, many of them below the heads
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def inputs(device):
         "depth_scale": normal(H, R, dtype=torch.float32), "root": integers(V, B),
         "history": integers(3, B, 40), "lengths": integers(20, B, dtype=torch.int32) + 20,
         "done": torch.zeros(B, dtype=torch.bool, device=device),
-        "path_scores": torch.full((B, 2, K), 0.5, device=device),
+        "path_scores": torch.full((B, 2, Q), 0.5, device=device),
         "q": normal(B, N, HQ, E), "k_cache": normal(B, CAPACITY, HKV, E),
         "v_cache": normal(B, CAPACITY, HKV, E),
         "cache_seqlens": integers(CAPACITY - N, B, dtype=torch.int32),
@@ -44,7 +45,7 @@ def every_op(i):
     keys, ids, lse = dk.linear_topk(heads.flatten(0, 1), i["lm_head"], C, **noise)
     shards = [tensor.unsqueeze(0) for tensor in (keys, ids, lse)]
     merged = dk.merge_topk(*shards, 3)
-    paths, matched = dk.context_lookup(i["history"], i["lengths"], num_paths=2, path_length=K)
+    paths, matched = dk.context_lookup(i["history"], i["lengths"], num_paths=2, path_length=Q)
     tree = dk.glm_tree(
         ids.view(B, H, C), keys.view(B, H, C), lse.view(B, H), i["gate"], i["root"],
         i["table_in"], i["table_out"], i["mix"], i["depth_scale"], num_nodes=N,
