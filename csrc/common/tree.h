@@ -3,8 +3,8 @@
 // Nodes kept so far are ordered by (depth, score desc, token, parent's order). A level adds the
 // children of the last level; then only the N best of all stay, by (score desc, depth, token,
 // parent's order), in which order they are written at the end, as far as min_score allows. A
-// dropped node cannot return, nor can its descendants, which never score higher. What the paths hold
-// below the heads is added in one go, see tails.h.
+// dropped node cannot return, nor can its descendants, which never score higher. What the paths
+// hold below the heads is added in one go, see tails.h.
 
 #pragma once
 
