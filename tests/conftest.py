@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import emulated.cuda as emulated
 import pytest
 import torch
 
@@ -65,22 +64,18 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{count} tests left out: {why_not(marker, config)}")
 
 
-@pytest.fixture
-def device(request):
-    """The device that tests put their tensors on."""
-    name = request.config.getoption("--device")
-    return emulated.DEVICE if name == "emulated" else torch.device(name)
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _emulation(request, tmp_path_factory):
-    """The emulated device under every test, if that is the one."""
-    if request.config.getoption("--device") != "emulated":
-        yield
+def device(request, tmp_path_factory):
+    """The device that tests put their tensors on; an emulated one runs under every test."""
+    name = request.config.getoption("--device")
+    if name != "emulated":
+        yield torch.device(name)
         return
-    emulated.install(tmp_path_factory.mktemp("emulated"))
-    with emulated.device:
-        yield
+    from emulated import cuda
+
+    cuda.install(tmp_path_factory.mktemp("emulated"))
+    with cuda.device:
+        yield cuda.DEVICE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,10 +17,9 @@ struct TreeScratch {
   int child[kMaxNodes];  // the children that stay
   uint64_t order[kMaxNodes];
   SelectScratch select;
-  int path_node[kMaxPaths];   // each path's place in the last level, or -1
-  int path_child[kMaxPaths];  // the child that stands for each path's next token, or -1
-  int apart[kMaxPaths]
-           [kMaxPaths];  // levels below the heads for which paths q <= p are one, see tails.h
+  int path_node[kMaxPaths];         // each path's place in the last level, or -1
+  int path_child[kMaxPaths];        // the child that stands for each path's next token, or -1
+  int apart[kMaxPaths][kMaxPaths];  // see compare_paths
   int children;
 };
 

@@ -43,7 +43,8 @@ DSPARK_HOST_DEVICE int child_parent(const Tails& tails, const TreeScratch& s, in
   return child % tails.length == 0 ? s.path_node[child / tails.length] : tails.order[child - 1];
 }
 
-// s.apart: where each path ends, and where each two part.
+// s.apart[q][p], q <= p: how many levels below the heads paths q and p are one; p alone: until it
+// ends.
 template <class G>
 DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& tails,
                                       TreeScratch& s) {

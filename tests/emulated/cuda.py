@@ -8,7 +8,7 @@ Python computes during a capture, since a replay repeats nothing but the ops.
 
 import ctypes
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,11 +202,6 @@ class Event:
         return 1.0
 
 
-@contextmanager
-def _stream(_):
-    yield
-
-
 def install(folder: Path) -> None:
     """Let torch know the device; for the rest of the process."""
     library, source = folder / "guard.so", Path(__file__).with_name("guard.cpp")
@@ -219,7 +214,7 @@ def install(folder: Path) -> None:
     torch.cuda._lazy_init = lambda: None
     torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
     torch.cuda.synchronize = device.wait
-    torch.cuda.Stream, torch.cuda.stream = lambda: stream, _stream
+    torch.cuda.Stream, torch.cuda.stream = lambda: stream, nullcontext
     torch.cuda.current_stream = lambda: stream
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     make = torch.tensor  # of data is beneath a mode's notice
