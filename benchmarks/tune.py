@@ -16,6 +16,7 @@ import triton
 
 from dspark_kernels.triton import config, tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
+from dspark_kernels.triton.fused_linear import fused_linear
 from dspark_kernels.triton.linear_topk import linear_topk
 from dspark_kernels.triton.sample_logits import sample_logits
 from dspark_kernels.triton.tree_attention import tree_attention
@@ -28,8 +29,8 @@ HEADER = '''\
 """The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
-linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
-KV head, E) for tree_attention.
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M,) for
+fused_linear and (query rows per KV head, E) for tree_attention.
 
 `python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
 checked by compiling (`tests/test_triton_aot.py`).
@@ -51,9 +52,9 @@ def noise(rows):
 
 def case(op, kind, sizes):
     """A call of the op's launcher at these sizes, on data that does not fit the L2."""
-    dtype = DTYPES[kind]
+    dtype, rows = DTYPES[kind], 64 if sizes[0] == tiles.ANY else sizes[0]
     if op == "linear_topk":
-        x, weight = normal(min(sizes[0], 64), D, dtype=dtype), normal(V, D, dtype=dtype)
+        x, weight = normal(rows, D, dtype=dtype), normal(V, D, dtype=dtype)
         arguments = (x, weight, min(sizes[1], 8), None, *noise(len(x)), None, 0)
         return lambda: linear_topk(*arguments)
     if op == "logits_topk":
@@ -63,9 +64,12 @@ def case(op, kind, sizes):
         logits, top_p = normal(64, V), torch.full((64,), 0.9, device="cuda")
         return lambda: sample_logits(logits, *noise(64), None, top_p, None)
     if op == "draft_blocks":
-        hidden, bias = normal(min(sizes[0], 64), D, dtype=dtype), normal(5, D, dtype=dtype)
+        hidden, bias = normal(rows, D, dtype=dtype), normal(5, D, dtype=dtype)
         weight = normal(5, D, D, dtype=dtype)
         return lambda: draft_blocks(hidden, weight, bias, None, None)
+    if op == "fused_linear":
+        x, weights = normal(rows, D, dtype=dtype), normal(2, 14336, D, dtype=dtype)
+        return lambda: fused_linear(x, list(weights), [], None, 0.0, True, None)
     rows, width = min(sizes[0], 256), min(sizes[1], 256)
     batch, nodes, heads, group, slots = 4, rows // 4, 8, 4, 16384
     q = normal(batch, nodes, heads * group, width, dtype=torch.bfloat16 if kind == "fp8" else dtype)
@@ -137,18 +141,16 @@ def descend(key, index, deadline):
     print(f"{op} {kind} {entries[index][0]}: {first:.1f} -> {best:.1f} us, {len(tried)} tried")
 
 
-def find_crossover(capability):
-    """The largest number of rows up to which the fused kernel is at least as fast as the chunks."""
-    weight, largest = normal(V, D), 0
+def find_crossover(key):
+    """The largest number of rows up to which the fused kernel is as fast as plain products."""
+    op, kind, _ = key
+    largest = 0
     for rows in BATCHES:
-        x = normal(rows, D)
-        durations = []
-        for limit in (1 << 30, 0):
-            config.CROSSOVER[capability] = limit
-            durations.append(
-                measure(lambda x=x: linear_topk(x, weight, 8, None, *noise(len(x)), None, 0))
-            )
-        print(f"crossover: {rows} rows fused {durations[0]:.1f} us, chunked {durations[1]:.1f} us")
+        call, durations = case(op, kind, (rows, 8)), []
+        for limit in (tiles.ANY, 0):
+            config.CROSSOVER[key] = limit
+            durations.append(measure(call))
+        print(f"{op} {kind}: {rows} rows fused {durations[0]:.1f} us, plain {durations[1]:.1f} us")
         if durations[0] > durations[1]:
             break
         largest = rows
@@ -158,8 +160,10 @@ def find_crossover(capability):
 def render(table, crossover, measured):
     """The text of tiles.py."""
     lines = [HEADER, f"MEASURED = {measured!r}\n\n".replace("'", '"')]
-    lines.append("# rows of x up to which linear_topk is fused; above it works in chunks\n")
-    lines.append(f"CROSSOVER = {crossover!r}\n\nTILES = {{\n")
+    lines.append("# rows of x up to which an op is fused; above it, plain products\nCROSSOVER = {\n")
+    for (op, kind, capability), rows in crossover.items():
+        lines.append(f'    ("{op}", "{kind}", {capability}): {rows},\n')
+    lines.append("}\n\nTILES = {\n")
     for (op, kind, capability), entries in table.items():
         lines.append(f'    ("{op}", "{kind}", {capability}): [\n')
         for limits, *values in entries:
@@ -189,8 +193,9 @@ def main():
     for done, (key, index) in enumerate(jobs):
         now = time.time()
         descend(key, index, now + max(0, end - now) / (len(jobs) - done))
-    if options.op in (None, "linear_topk"):
-        config.CROSSOVER[capability] = find_crossover(capability)
+    for key in config.CROSSOVER:
+        if key[1:] == ("half", capability) and options.op in (None, key[0]):
+            config.CROSSOVER[key] = find_crossover(key)
     name = torch.cuda.get_device_name()
     measured = f"{name}, torch {torch.__version__}, Triton {triton.__version__}"
     text = render(config.TILES, config.CROSSOVER, tiles.MEASURED | {capability: measured})

@@ -54,11 +54,13 @@ SCHEMAS = {
     "Tensor? top_k, Tensor? top_p, Tensor? min_p) -> Tensor",
 }
 
-TRITON_OPS = ("draft_blocks", "linear_topk", "merge_topk", "tree_attention", "sample_logits")
+TRITON_OPS = (
+    "draft_blocks", "fused_linear", "rotary_append", "linear_topk", "merge_topk", "tree_attention",
+    "sample_logits",
+)  # fmt: skip
 NATIVE_CUDA_OPS = (
     "glm_tree", "context_lookup", "accept_tree", "advance_step", "typical_accept", "chain_reject",
 )  # fmt: skip
-CPU_OPS = ("fused_linear", "rotary_append")  # on CUDA the target model's own layers run
 BACKENDS = ("auto", "reference", "native", "triton")
 
 
@@ -225,8 +227,6 @@ def _has_kernel(op, device_type):
 def _why_reference(op, device_type):
     if REQUESTED == "reference":
         return "DSPARK_BACKEND=reference"
-    if device_type == "cuda" and op in CPU_OPS:
-        return "it is meant for the CPU, so the slow reference serves it"
     if device_type == "cuda" and op in TRITON_OPS:
         return "Triton is not installed, so the slow reference serves this op"
     if NATIVE_PATH is None:

@@ -76,7 +76,7 @@ def test_definition_is_torch_layer_by_layer(gated):
 SHAPES = [
     (1, 576, (576, 192, 192)), (1, 1, (1,)), (2, 33, (50, 7)), (5, 64, (48,)), (8, 100, (13,)),
     (9, 65, (49, 1, 2, 3)), (16, 576, (96,)), (17, 40, (100,)), (33, 31, (20,)), (64, 97, (30,)),
-    (65, 200, (17, 60)), (140, 50, (51,)),
+    (65, 200, (17, 60)), (140, 50, (51,)), (3, 1100, (20, 5)), (270, 12, (6, 3)),
 ]  # fmt: skip
 
 
@@ -90,7 +90,9 @@ def test_shapes(M, D, columns, around, dtype, device):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("M", "D", "N"), [(1, 64, 5), (7, 33, 48), (20, 60, 99), (70, 24, 50)])
+@pytest.mark.parametrize(("M", "D", "N"), [
+    (1, 64, 5), (7, 33, 48), (20, 60, 99), (70, 24, 50), (4, 1536, 21), (260, 7, 3),
+])  # fmt: skip
 def test_gated(M, D, N, dtype, device):
     check(inputs(M, D, (N, N), True, True, True, True, dtype, device=device))
 
@@ -114,6 +116,11 @@ def test_views_and_unused_memory(dtype, device):
     ]
     arguments["norm_weight"] = arguments["norm_weight"].repeat_interleave(2)[::2]
     check(arguments)
+
+
+@pytest.mark.backend
+def test_many_rows(device):
+    check(inputs(4100, 5, (3, 2), True, True, False, True, device=device))
 
 
 @pytest.mark.backend

@@ -67,7 +67,7 @@ def tensors_of(state):
 def target(request):
     target = TransformersTarget(tiny_model())
     if request.param != "fused layers":
-        target.fused = None  # as on a GPU
+        target.fused = None  # as with layers that it cannot read
     return target
 
 

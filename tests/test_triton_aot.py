@@ -12,12 +12,17 @@ import triton_aot
 from benchmarks import tune
 from dspark_kernels.triton import tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
+from dspark_kernels.triton.fused_linear import fused_linear
 from dspark_kernels.triton.linear_topk import linear_topk
+from dspark_kernels.triton.rotary_append import rotary_append
 from dspark_kernels.triton.sample_logits import sample_logits
 from dspark_kernels.triton.tree_attention import tree_attention
 
 DTYPES = {"half": torch.bfloat16, "single": torch.float32, "fp8": torch.float8_e4m3fn}
-LARGEST = {"linear_topk": (64, 64), "draft_blocks": (64,), "tree_attention": (256, 256)}
+LARGEST = {
+    "linear_topk": (64, 64), "draft_blocks": (64,), "fused_linear": (64,),
+    "tree_attention": (256, 256),
+}  # fmt: skip
 MATRIX_UNIT = {80: "mma", 90: "wgmma", 100: "tcgen05"}
 V, D = 151936, 4096
 
@@ -59,6 +64,17 @@ def call_sample_logits(dtype, width):
 def call_draft_blocks(dtype, batch):
     hidden, vectors = empty(batch, D, dtype=dtype), empty(5, D, dtype=dtype)
     draft_blocks(hidden, empty(5, D, D, dtype=dtype), vectors, hidden, vectors)
+
+
+def call_fused_linear(dtype, rows):
+    """Queries, keys and values with their norm; the gated half of an MLP; the other half."""
+    x, norm = empty(rows, D, dtype=dtype), empty(D, dtype=dtype)
+    weights = [empty(columns, D, dtype=dtype) for columns in (D, 1024, 1024)]
+    biases = [empty(len(weight), dtype=dtype) for weight in weights]
+    fused_linear(x, weights, biases, norm, 1e-5, False, None)
+    fused_linear(x, [empty(14336, D, dtype=dtype)] * 2, [], norm, 1e-5, True, None)
+    hidden, down = empty(rows, 14336, dtype=dtype), empty(D, 14336, dtype=dtype)
+    fused_linear(hidden, [down], [], None, 0.0, False, x)
 
 
 def call_tree_attention(dtype, rows, width):
@@ -124,6 +140,24 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
         if code.kernel == f"_{op}_kernel" and kind != "single":
             used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
             assert used == {MATRIX_UNIT[capability]}, code
+
+
+@pytest.mark.parametrize("capability", MATRIX_UNIT)
+@pytest.mark.parametrize("width", [2, 128, 512])
+def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
+    qkv, caches = empty(1, 32, 48, width), [empty(1, 1024, 8, width)] * 2
+    pages, angle, norm = [empty(64, 16, 8, width)] * 2, empty(1, 32, width), empty(width)
+    packed, angles = (qkv[0], angle[0], angle[0]), (angle, angle)
+
+    def call():
+        rotary_append(qkv, *angles, None, None, 0.0, *caches, int32s(1), None, None)
+        rotary_append(qkv, *angles, norm, norm, 1e-6, *pages, int32s(1), int32s(1, 64), None)
+        rotary_append(*packed, None, None, 0.0, *caches, int32s(1), None, int64s(1, 48))
+
+    for launch in triton_aot.record(monkeypatch, capability, call):
+        code = triton_aot.compile_launch(launch, capability)
+        report[launch.source.hash(), capability] = f"E {width}", code
+        assert code.stack == 0, code
 
 
 def test_tune_writes_the_table_as_it_is():

@@ -1,7 +1,8 @@
-"""The layers of a Llama-like model on the CPU: five calls each, on the model's own weights.
+"""The layers of a Llama-like model: six calls each, on the model's own weights.
 
-Few rows go through a layer when a tree is verified, and then torch's linear layers run at half of
-what the processor can do, and the calls between them cost as much as a layer's arithmetic.
+Few rows go through a layer when a tree is verified. Then what stands between the products - norms,
+rotation, gate, residuals, the cache - costs as much as they do: some forty kernels a layer on a GPU,
+and calls on a CPU, where torch's linear layers also run at half of what the processor can do.
 """
 
 import torch
@@ -15,7 +16,7 @@ from .attention import causal_attention
 
 def _plain(*modules) -> bool:
     """Whether these are linear layers as torch made them, not quantized or adapted ones."""
-    return all(type(module) is nn.Linear for module in modules)
+    return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in modules)
 
 
 def _weights(*linears):
@@ -76,8 +77,12 @@ class FusedPass:
 
     @staticmethod
     def supports(decoder) -> bool:
-        """Whether a native kernel serves, and every layer is of the plain kind read here."""
-        if backend_of("fused_linear", "cpu")[0] != "native" or decoder.config.hidden_act != "silu":
+        """Whether a kernel serves, and every layer is here and of the plain kind read here."""
+        kinds = {(parameter.device, parameter.dtype) for parameter in decoder.parameters()}
+        device = decoder.embed_tokens.weight.device.type
+        if len(kinds) > 1 or device not in ("cpu", "cuda") or decoder.config.hidden_act != "silu":
+            return False
+        if backend_of("fused_linear", device)[0] not in ("native", "triton"):
             return False
         return all(
             _plain(*(getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"))

@@ -1,8 +1,9 @@
 """Causal language models of transformers as the loop's target.
 
-The model's own layers run; only their attention function is ours, through transformers' pluggable
-attention interface: it writes the keys and values into our cache and calls `tree_attention`. On the
-CPU, where small calls and few rows leave torch's layers slow, `FusedPass` runs them instead.
+`FusedPass` runs the layers where it can read them. Otherwise - layers that were quantized or
+adapted, or no kernels - the model's own run; only their attention function is ours, through
+transformers' pluggable attention interface: it writes the keys and values into our cache and calls
+`tree_attention`.
 """
 
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ class TransformersTarget:
         final norm [T, D], and those of `feature_layers` side by side, [T, len(feature_layers)·D]
         (None without any).
         """
-        if self.fused is not None and tokens.device.type == "cpu":
+        if self.fused is not None:
             return self.fused(tokens, positions, cache, ancestors, self.feature_layers, packing)
         slots = cache.slots(tokens.shape[1])
         rows = None

@@ -34,6 +34,11 @@ class Tile(NamedTuple):
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+def _key(op, device, dtype):
+    """Of both tables."""
+    return op, DTYPE_CLASS.get(dtype, "half"), device.capability
+
+
 @functools.cache
 def _cuda_device(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
@@ -46,14 +51,14 @@ def device_of(tensor: torch.Tensor) -> Device:
     return Device(80, 2) if INTERPRETER else _cuda_device(tensor.get_device())
 
 
-def crossover(device: Device) -> int:
-    """The largest number of rows for which one fused pass over the weight beats GEMM and top-k."""
-    return CROSSOVER[device.capability]
+def crossover(op: str, device: Device, dtype: torch.dtype) -> int:
+    """The largest number of rows for which one fused pass over the weight beats plain products."""
+    return CROSSOVER[_key(op, device, dtype)]
 
 
 def tile(op: str, device: Device, dtype: torch.dtype, *sizes: int) -> Tile:
     """The first tile of the table whose size limits hold all of `sizes`, else the last."""
-    entries = TILES[op, DTYPE_CLASS.get(dtype, "half"), device.capability]
+    entries = TILES[_key(op, device, dtype)]
     fitting = (
         tile
         for limits, *tile in entries

@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .config import crossover, device_of, tile
 from .logits_topk import LogitsRanking
-from .matmul import balanced_tiles, weight_times_rows
+from .matmul import balanced_tiles, plain_product, weight_times_rows
 from .merge_topk import merge_partials
 from .topk import add_tile, empty_results, store_part
 
@@ -41,8 +41,8 @@ def _linear_topk_kernel(
     for index in range(program, tl.cdiv(V, tile_rows), programs):
         first = tl.cast(index, tl.int64) * tile_rows
         product = weight_times_rows(
-            weight_ptr, weight_stride, first + offset, offset < tl.minimum(tile_rows, V - first),
-            x_ptr, x_stride, known, D, BLOCK_D,
+            weight_ptr, None, weight_stride, first + offset,
+            offset < tl.minimum(tile_rows, V - first), x_ptr, x_stride, known, 0, D, D, BLOCK_D,
         )  # fmt: skip
         tl.store(scratch_ptr + offset[:, None], product)
         tl.debug_barrier()
@@ -89,18 +89,11 @@ def _chunked(x, weight, k, bias, noise, id_map, vocab_offset):
     chunk = max(1024, CHUNK_ELEMENTS // rows // 1024 * 1024)
     ranking = LogitsRanking(x, rows, min(chunk, vocabulary), k, triton.cdiv(vocabulary, chunk))
     for index, first in enumerate(range(0, vocabulary, chunk)):
-        logits = _product(x, weight[first : first + chunk])
+        logits = plain_product(x, weight[first : first + chunk])
         if bias is not None:
             logits += bias[first : first + chunk]
         ranking.add(logits, noise, id_map, vocab_offset, first=first, chunk=index)
     return ranking.packed, ranking.logsumexp
-
-
-def _product(x, weight):
-    """x·Wᵀ in float32, without rounding to a lower precision on the way."""
-    if x.dtype == torch.float32 or not x.is_cuda:
-        return x.float() @ weight.float().T
-    return torch.mm(x, weight.T, out_dtype=torch.float32)
 
 
 def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
@@ -109,6 +102,7 @@ def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_o
     bias, id_map, *noise = (
         None if t is None else t.contiguous() for t in (bias, id_map, temperature, seed, position)
     )
-    run = _fused if x.shape[0] <= crossover(device_of(x)) else _chunked
+    few = x.shape[0] <= crossover("linear_topk", device_of(x), x.dtype)
+    run = _fused if few else _chunked
     with torch.cuda.device_of(x):
         return merge_partials(*run(x, weight, k, bias, noise, id_map, vocab_offset), k)

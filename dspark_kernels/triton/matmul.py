@@ -1,35 +1,51 @@
-"""The product which both weight-streaming kernels share: weight rows times few activations."""
+"""The product which the weight-streaming kernels share: weight rows times few activations."""
 
+import torch
 import triton
 import triton.language as tl
 
 
 @triton.jit
+def _tile(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The columns from d on of a tile of weights, [rows, BLOCK_D], zeros outside."""
+    if D % BLOCK_D == 0:
+        return tl.load(ptrs + d, mask[:, None], other=0.0, eviction_policy="evict_first")
+    return tl.load(ptrs + d, mask[:, None] & (column < D - d)[None, :], other=0.0)
+
+
+@triton.jit
 def weight_times_rows(
-    weight_ptr, weight_stride, weight_rows, weight_mask, x_ptr, x_stride, x_rows,
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    weight_ptr, up_ptr, weight_stride, weight_rows, weight_mask, x_ptr, x_stride, x_rows,
+    first, last, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """weight[weight_rows] · x[x_rows]ᵀ as float32 [BLOCK_V, BLOCK_M]; rows int64, x_rows in range.
+
+    The sum goes over the columns from first to last, multiples of BLOCK_D except where last is D.
+    With `up_ptr`, a second weight, the products of both: a tile of x is then read once for two.
 
     The weight is the left operand: its many rows fill the 64 rows of a wgmma, the few rows of x its
     narrow side.
     """
     column = tl.arange(0, BLOCK_D)
-    weight_ptrs = weight_ptr + weight_rows[:, None] * weight_stride + column[None, :]
+    offsets = weight_rows[:, None] * weight_stride + column[None, :]
     x_ptrs = x_ptr + x_rows[None, :] * x_stride + column[:, None]
     acc = tl.zeros((weight_rows.shape[0], x_rows.shape[0]), tl.float32)
-    for d in range(0, D, BLOCK_D):
+    if up_ptr is not None:
+        up = tl.zeros((weight_rows.shape[0], x_rows.shape[0]), tl.float32)
+    for d in range(first, last, BLOCK_D):
+        w = _tile(weight_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
         if D % BLOCK_D == 0:
-            w = tl.load(
-                weight_ptrs + d, weight_mask[:, None], other=0.0, eviction_policy="evict_first"
-            )
             x = tl.load(x_ptrs + d, eviction_policy="evict_last")
         else:
-            inside = column < D - d
-            w = tl.load(weight_ptrs + d, weight_mask[:, None] & inside[None, :], other=0.0)
-            x = tl.load(x_ptrs + d, inside[:, None], other=0.0)
+            x = tl.load(x_ptrs + d, (column < D - d)[:, None], other=0.0)
         acc = tl.dot(w, x, acc, input_precision="ieee")
-    return acc
+        if up_ptr is not None:
+            w = _tile(up_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
+            up = tl.dot(w, x, up, input_precision="ieee")
+    if up_ptr is not None:
+        return acc, up
+    else:
+        return acc
 
 
 def balanced_tiles(rows: int, block: int, programs: int) -> tuple[int, int]:
@@ -38,3 +54,10 @@ def balanced_tiles(rows: int, block: int, programs: int) -> tuple[int, int]:
     tiles = triton.cdiv(rows, block * programs) * programs
     tile_rows = min(block, triton.cdiv(triton.cdiv(rows, tiles), 16) * 16)
     return min(programs, triton.cdiv(rows, tile_rows)), tile_rows
+
+
+def plain_product(x, weight):
+    """x·Wᵀ in float32, without rounding to a lower precision on the way."""
+    if x.dtype == torch.float32 or not x.is_cuda:
+        return x.float() @ weight.float().T
+    return torch.mm(x, weight.T, out_dtype=torch.float32)

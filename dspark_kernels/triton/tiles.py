@@ -1,8 +1,8 @@
 """The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
-linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks and (query rows per
-KV head, E) for tree_attention.
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M,) for
+fused_linear and (query rows per KV head, E) for tree_attention.
 
 `python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
 checked by compiling (`tests/test_triton_aot.py`).
@@ -12,8 +12,21 @@ ANY = 1 << 30
 
 MEASURED = {}
 
-# rows of x up to which linear_topk is fused; above it works in chunks
-CROSSOVER = {80: 64, 90: 64, 100: 64}
+# rows of x up to which an op is fused; above it, plain products
+CROSSOVER = {
+    ("linear_topk", "half", 80): 64,
+    ("linear_topk", "half", 90): 64,
+    ("linear_topk", "half", 100): 64,
+    ("linear_topk", "single", 80): 64,
+    ("linear_topk", "single", 90): 64,
+    ("linear_topk", "single", 100): 64,
+    ("fused_linear", "half", 80): 64,
+    ("fused_linear", "half", 90): 64,
+    ("fused_linear", "half", 100): 64,
+    ("fused_linear", "single", 80): 256,
+    ("fused_linear", "single", 90): 256,
+    ("fused_linear", "single", 100): 256,
+}
 
 TILES = {
     ("linear_topk", "half", 80): [
@@ -77,6 +90,27 @@ TILES = {
         ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("draft_blocks", "single", 100): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+    ],
+    ("fused_linear", "half", 80): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 1),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 3, 1),
+    ],
+    ("fused_linear", "half", 90): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 2),
+    ],
+    ("fused_linear", "half", 100): [
+        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 4, 2),
+    ],
+    ("fused_linear", "single", 80): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+    ],
+    ("fused_linear", "single", 90): [
+        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+    ],
+    ("fused_linear", "single", 100): [
         ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("tree_attention", "half", 80): [
