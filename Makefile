@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 test_of = $(foreach op,$(1),tests/test_$(op).py)
-TRITON_TESTS := $(call test_of,draft_blocks linear_topk merge_topk sample_logits tree_attention)
+TRITON_OPS := draft_blocks fused_linear linear_topk merge_topk rotary_append sample_logits tree_attention
+TRITON_TESTS := $(call test_of,$(TRITON_OPS))
 TREE_TESTS := $(call test_of,accept_tree advance_step chain_reject context_lookup glm_tree typical_accept)
-CPU_TESTS := $(call test_of,fused_linear rotary_append)
 PROMPTS ?=  # of the package unless a file is given
 DECODE := --dtype bfloat16 $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
 BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
@@ -18,8 +18,8 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(BIN)/pytest
-	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) $(CPU_TESTS) tests/test_decode.py
-	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS)
+	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
+	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS) tests/test_fused_pass.py
 	$(BIN)/pytest --device emulated -m cuda
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network

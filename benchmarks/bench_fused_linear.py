@@ -1,5 +1,7 @@
 """fused_linear against the PyTorch calls it stands for: the layers of SmolLM2 and of a 7B model."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -8,46 +10,52 @@ from dspark_kernels.reference.fused_linear import fused_linear as reference
 
 from .common import Case, compiled
 
-LAYERS = {  # rows of the weights, whether gated
-    576: {"qkv": ((576, 192, 192), False), "gate, up": ((1536, 1536), True)},
-    4096: {"qkv": ((4096, 1024, 1024), False), "gate, up": ((14336, 14336), True)},
+LAYERS = {  # D, rows of the weights, whether gated, whether it ends a block: residual, no norm
+    (576, "qkv"): (576, (576, 192, 192), False, False),
+    (576, "gate, up"): (576, (1536, 1536), True, False),
+    (4096, "qkv"): (4096, (4096, 1024, 1024), False, False),
+    (4096, "out"): (4096, (4096,), False, True),
+    (4096, "gate, up"): (4096, (14336, 14336), True, False),
+    (4096, "down"): (14336, (4096,), False, True),
 }
 
 
 def plain(gated):
-    def call(x, norm_weight, *weights):
-        rows = F.rms_norm(x, x.shape[1:], norm_weight, 1e-5)
-        outputs = [F.linear(rows, weight) for weight in weights]
-        return F.silu(outputs[0]) * outputs[1] if gated else torch.cat(outputs, dim=1)
+    def call(x, norm_weight, residual, *weights):
+        if norm_weight is not None:
+            x = F.rms_norm(x, x.shape[1:], norm_weight, 1e-5)
+        outputs = [F.linear(x, weight) for weight in weights]
+        out = F.silu(outputs[0]) * outputs[1] if gated else torch.cat(outputs, dim=1)
+        return out if residual is None else residual + out
 
     return call
 
 
 def cases(device, dtype):
-    if device != "cpu":  # the op is meant for the CPU
-        return
-    shapes = [(D, name, M) for D in LAYERS for name in LAYERS[D] for M in (1, 16, 64)]
-    for D, name, M in shapes:
-        columns, gated = LAYERS[D][name]
+    for (width, name), M in itertools.product(LAYERS, (1, 16, 64)):
+        D, columns, gated, ends = LAYERS[width, name]
 
-        def make(seed, D=D, M=M, columns=columns):
+        def make(seed, D=D, M=M, columns=columns, ends=ends):
             g = torch.Generator(device).manual_seed(seed)
-            shapes = ((M, D), (D,), *((n, D) for n in columns))
-            x, norm, *weights = (torch.randn(s, generator=g, device=device) for s in shapes)
-            weights = [(weight * D**-0.5).to(dtype) for weight in weights]
-            return x.to(dtype), norm.to(dtype), *weights
 
-        def ours(x, norm_weight, *weights, gated=gated):
+            def normal(*shape, scale=1.0):
+                return (torch.randn(shape, generator=g, device=device) * scale).to(dtype)
+
+            norm, residual = (None, normal(M, *columns)) if ends else (normal(D), None)
+            weights = (normal(n, D, scale=D**-0.5) for n in columns)
+            return normal(M, D), norm, residual, *weights
+
+        def ours(x, norm_weight, residual, *weights, gated=gated):
             return dspark_kernels.fused_linear(
-                x, weights, norm_weight=norm_weight, eps=1e-5, gated=gated
+                x, weights, norm_weight=norm_weight, eps=1e-5, gated=gated, residual=residual
             )
 
-        def expected(x, norm_weight, *weights, gated=gated):
+        def expected(x, norm_weight, residual, *weights, gated=gated):
             floats = [weight.float() for weight in weights]
-            return reference(x.float(), floats, [], norm_weight.float(), 1e-5, gated, None)
+            return reference(x.float(), floats, [], norm_weight, 1e-5, gated, residual)
 
         yield Case(
-            shape=f"D {D} M {M} {name}",
+            shape=f"D {width} M {M} {name}",
             make=make,
             ours=ours,
             baselines={

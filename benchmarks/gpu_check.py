@@ -85,7 +85,7 @@ def steps(results, build):
     if build:
         archs = {"DSPARK_CUDA_ARCHS": "90a" if arch == "90" else arch}
         yield Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)
-    others = (f"tests/test_{stem}.py" for stem in ("every_op", "graph"))
+    others = (f"tests/test_{stem}.py" for stem in ("every_op", "fused_pass", "graph"))
     yield Step("tests", pytest(*op_tests(), *others, *in_parallel()), 180)
     yield Step("launches", pytest("tests/test_gpu.py"), 60)  # a profiler wants the GPU for itself
     yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 60)

@@ -160,7 +160,9 @@ def find_crossover(key):
 def render(table, crossover, measured):
     """The text of tiles.py."""
     lines = [HEADER, f"MEASURED = {measured!r}\n\n".replace("'", '"')]
-    lines.append("# rows of x up to which an op is fused; above it, plain products\nCROSSOVER = {\n")
+    lines.append(
+        "# rows of x up to which an op is fused; above it, plain products\nCROSSOVER = {\n"
+    )
     for (op, kind, capability), rows in crossover.items():
         lines.append(f'    ("{op}", "{kind}", {capability}): {rows},\n')
     lines.append("}\n\nTILES = {\n")

@@ -7,6 +7,7 @@ import dspark_kernels as dk
 
 B, H, D, V, C, R, N, K = 2, 3, 64, 300, 8, 16, 12, 4
 HQ, HKV, E, CAPACITY = 4, 2, 32, 64
+WIDE = 1536  # of a gated MLP: its second half is summed in parts
 Q = 9  # tokens of a path, many of them below the heads
 
 
@@ -29,9 +30,11 @@ def inputs(device):
         "history": integers(3, B, 40), "lengths": integers(20, B, dtype=torch.int32) + 20,
         "done": torch.zeros(B, dtype=torch.bool, device=device),
         "path_scores": torch.full((B, 2, Q), 0.5, device=device),
-        "q": normal(B, N, HQ, E), "k_cache": normal(B, CAPACITY, HKV, E),
+        "k_cache": normal(B, CAPACITY, HKV, E),
         "v_cache": normal(B, CAPACITY, HKV, E),
         "cache_seqlens": integers(CAPACITY - N, B, dtype=torch.int32),
+        "norm": normal(D), "qkv": normal((HQ + 2 * HKV) * E, D), "angle": normal(B, N, E),
+        "gate_up": normal(2, WIDE, D), "down": normal(D, WIDE),
         "node_hidden": normal(B * N, D), "temperature": torch.full((B,), 0.8, device=device),
         "seed": integers(2**60, B), "position": integers(2**30, B),
     }  # fmt: skip
@@ -52,8 +55,13 @@ def every_op(i):
         temperature=i["temperature"], paths=paths, path_scores=i["path_scores"],
     )  # fmt: skip
     caches, lengths = [i["k_cache"], i["v_cache"]], i["cache_seqlens"]
+    x, angle = i["node_hidden"], i["angle"]
+    qkv = dk.fused_linear(x, [i["qkv"]], norm_weight=i["norm"]).view(B, N, -1, E)
+    q = dk.rotary_append(qkv, angle.cos(), angle.sin(), *caches, lengths)
+    wide = dk.fused_linear(x, [*i["gate_up"]], norm_weight=i["norm"], gated=True)
+    mlp = dk.fused_linear(wide, [i["down"]], residual=x)
     out, out_lse = dk.tree_attention(
-        i["q"], *caches, lengths, tree.ancestors, window=30, softcap=20.0, return_lse=True
+        q, *caches, lengths, tree.ancestors, window=30, softcap=20.0, return_lse=True
     )
     drawn = dk.linear_topk(i["node_hidden"], i["lm_head"], 1, **node_noise)
     targets = drawn[1].view(B, N)
@@ -73,8 +81,8 @@ def every_op(i):
         i["position"],
     )  # fmt: skip
     return [
-        heads, keys, ids, lse, *merged, paths, matched, *tree, out, out_lse, *drawn, *walk,
-        emitted, *typical, sampled, *chain, *caches, i["history"], i["lengths"], i["hidden"],
+        heads, keys, ids, lse, *merged, paths, matched, *tree, qkv, mlp, out, out_lse, *drawn,
+        *walk, emitted, *typical, sampled, *chain, *caches, i["history"], i["lengths"], i["hidden"],
     ]  # fmt: skip
 
 

@@ -12,7 +12,10 @@ import torch
 from dspark_kernels import _library
 
 ROOT = Path(__file__).parent.parent
-DENSE_OPS = ("draft_blocks", "linear_topk", "merge_topk", "sample_logits", "tree_attention")
+DENSE_OPS = (
+    "draft_blocks", "fused_linear", "linear_topk", "merge_topk", "rotary_append", "sample_logits",
+    "tree_attention",
+)  # fmt: skip
 LOWER_INSTRUCTION_SETS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}}
 native = pytest.mark.skipif(_library.NATIVE_PATH is None, reason="the library was not built")
 

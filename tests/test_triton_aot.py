@@ -1,15 +1,20 @@
 """Every Triton kernel × entry of the table of tiles, compiled for three GPUs without one."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 pytest.importorskip("triton")
 
 import triton_aot
 
 from benchmarks import tune
+from dspark_kernels.cache import KVCache
+from dspark_kernels.integrations import fused_pass
 from dspark_kernels.triton import tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
 from dspark_kernels.triton.fused_linear import fused_linear
@@ -158,6 +163,26 @@ def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
         code = triton_aot.compile_launch(launch, capability)
         report[launch.source.hash(), capability] = f"E {width}", code
         assert code.stack == 0, code
+
+
+@pytest.mark.parametrize(("nodes", "count"), [(1, 9), (16, 9), (64, 12)])
+def test_kernels_of_a_layer(nodes, count, monkeypatch):
+    """What a layer of Llama-3-8B launches on an H200, see README."""
+    names = "fused_linear", "rotary_append", "tree_attention"
+    kernels = {name: SimpleNamespace(default=globals()[name]) for name in names}
+    monkeypatch.setattr(fused_pass, "ops", SimpleNamespace(**kernels))
+    config = LlamaConfig(
+        hidden_size=D, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8
+    )
+    with torch.device("meta"):
+        layer = fused_pass.FusedLayer(LlamaDecoderLayer(config, 0).bfloat16())
+    cache = KVCache.contiguous(1, 1, 8192, 8, 128, torch.bfloat16, "meta")
+    angles = [empty(1, nodes, 128)] * 2
+    arguments = (cache.keys[0], cache.values[0], cache, int64s(1, nodes, 1), None, None)
+    launches = triton_aot.record(
+        monkeypatch, 90, lambda: layer(empty(nodes, D), angles, *arguments)
+    )
+    assert len(launches) == count, [launch.source.name for launch in launches]
 
 
 def test_tune_writes_the_table_as_it_is():

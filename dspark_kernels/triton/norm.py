@@ -1,4 +1,4 @@
-"""RMS norm: the factor that kernels share, and rows normalized once for all programs that read them.
+"""RMS norm: the factor that kernels share, and rows normalized once for all that read them.
 
 Every program of a product reads all of x. Normalizing there would put arithmetic between the load
 and the tensor core, and unscaled rows do not fit float16; a launch of its own costs less.

@@ -45,7 +45,10 @@ def _rotary_append_kernel(
     block, place, fits = batch, slot, slot < capacity
     if table_ptr is not None:
         entry = tl.minimum(slot // BLOCK_SIZE, MAX_BLOCKS - 1)
-        block, place = tl.load(table_ptr + batch * MAX_BLOCKS + entry).to(tl.int64), slot % BLOCK_SIZE
+        block, place = (
+            tl.load(table_ptr + batch * MAX_BLOCKS + entry).to(tl.int64),
+            slot % BLOCK_SIZE,
+        )
         fits &= (block >= 0) & (block < num_blocks)
 
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_E)
