@@ -90,11 +90,13 @@ def chain(tokens) -> DraftTree:
     tokens = torch.atleast_2d(torch.as_tensor(tokens, dtype=torch.int64))
     batch, nodes = tokens.shape
     depths = torch.arange(nodes, dtype=torch.int32, device=tokens.device).expand(batch, -1)
+    word = torch.arange((nodes + 63) // 64, device=tokens.device)
+    last = depths[..., None] - 64 * word  # the highest bit of each word, if it has any
     return DraftTree(
         tokens=tokens,
         parents=depths - 1,
         depths=depths.contiguous(),
-        ancestors=ancestor_words(depths - 1, nodes - 1),
+        ancestors=torch.where(last < 0, 0, (2 << last.clamp(0, 63)) - 1),
         scores=tokens.new_ones(batch, nodes, dtype=torch.float32),
         num_nodes=tokens.new_full((batch,), nodes, dtype=torch.int32),
     )

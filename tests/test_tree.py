@@ -51,6 +51,14 @@ def test_chain():
     assert chain([7]).num_nodes.tolist() == [1]
 
 
+@pytest.mark.parametrize("nodes", [1, 63, 64, 65, 128, 130])
+def test_a_chain_is_the_tree_of_its_parents(nodes):
+    tokens = list(range(nodes))
+    expected = DraftTree.from_parents(tokens, [i - 1 for i in range(nodes)], [1.0] * nodes)
+    for part, other in zip(chain(tokens), expected, strict=True):
+        assert torch.equal(part, other)
+
+
 def test_static_tree():
     ids = torch.arange(12).view(2, 2, 3) + 100
     tree = static_tree([(1,), (0, 2), (0,), (0, 0)], ids, torch.tensor([1, 2]))

@@ -120,7 +120,7 @@ def _finish_kernel(
     parts_ptr, up_parts_ptr, residual_ptr, out_ptr, columns, part_stride, row_stride, out_stride,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of splits -> out, one block of one row: parts[split, row, column] -> out[row, column]."""
+    """Sums of splits, one block of one row: parts[split, row, column] -> out[row, column]."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < columns

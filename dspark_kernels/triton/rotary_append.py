@@ -11,7 +11,7 @@ BLOCK_H = 8  # heads of a program
 
 @triton.jit
 def _normalized(low, high, these, weight_ptr, column, mask, eps, E: tl.constexpr):
-    """The halves of heads [BLOCK_H, BLOCK_E], those of `these` divided by their root mean square."""
+    """Halves of heads [BLOCK_H, BLOCK_E], those of `these` over their root mean square."""
     factor = rms_factor(tl.sum(low * low + high * high, axis=1), eps, E)[:, None]
     low_weight = tl.load(weight_ptr + column, mask, other=0.0).to(tl.float32)
     high_weight = tl.load(weight_ptr + E // 2 + column, mask, other=0.0).to(tl.float32)
@@ -45,10 +45,8 @@ def _rotary_append_kernel(
     block, place, fits = batch, slot, slot < capacity
     if table_ptr is not None:
         entry = tl.minimum(slot // BLOCK_SIZE, MAX_BLOCKS - 1)
-        block, place = (
-            tl.load(table_ptr + batch * MAX_BLOCKS + entry).to(tl.int64),
-            slot % BLOCK_SIZE,
-        )
+        block = tl.load(table_ptr + batch * MAX_BLOCKS + entry).to(tl.int64)
+        place = slot % BLOCK_SIZE
         fits &= (block >= 0) & (block < num_blocks)
 
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_E)
