@@ -2,8 +2,9 @@
 
 The model has the architecture of the name and random weights; nothing is downloaded. Times are of
 the whole step of the loop - draft, target pass, draw, acceptance - over a cache filled to the
-context. They do not depend on the weights, tokens per step do: so the tokens per step needed for a
-speed-up are what follows from the times, in columns of their own (needed_*).
+context; own_layers is the tree step whose target pass runs transformers' layers, not ours. Times do
+not depend on the weights, tokens per step do: so the tokens per step needed for a speed-up are what
+follows from the times, in columns of their own (needed_*).
 """
 
 import argparse
@@ -82,6 +83,16 @@ def default_dtype(dtype: torch.dtype):
         torch.set_default_dtype(before)
 
 
+@contextmanager
+def layers_of(target, fused):
+    """Run the target's layers by `fused`, or if that is None as transformers does."""
+    before, target.fused = target.fused, fused
+    try:
+        yield
+    finally:
+        target.fused = before
+
+
 def cache_bytes(target, batch: int, slots: int) -> int:
     """Bytes of keys and values of `slots` tokens per request."""
     per_token = 2 * target.num_layers * target.kv_heads * target.head_dim * target.dtype.itemsize
@@ -140,20 +151,26 @@ def measure(target, draft, batch: int, context: int, num_nodes: int, device: str
     """The columns of one row: measured times, then what follows from them."""
     room = num_nodes + 2 * decode.max_depth(draft) + 2
     row = {"batch": batch, "context": context, "nodes": num_nodes}
-    measured = dict.fromkeys(("plain_ms", "tree_ms", "plain_graph_ms", "tree_graph_ms"))
+    steps = {
+        "plain": (None, 1, target.fused),
+        "tree": (draft, num_nodes, target.fused),
+        "own_layers": (draft, num_nodes, None),
+    }
+    measured = {f"{name}{way}": None for way in ("_ms", "_graph_ms") for name in steps}
     note, needed = "", cache_bytes(target, batch, context + room)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else 8 * 2**30
     if needed > 0.9 * free:
         note = f"not run: a cache of {needed / 2**30:.0f} GiB does not fit"
     else:
         state = state_at(target, batch, context, room)
-        for name, drafted, nodes in (("plain", None, 1), ("tree", draft, num_nodes)):
+        for name, (drafted, nodes, fused) in steps.items():
             call = step_of(target, drafted, state, context, nodes)
-            measured[f"{name}_ms"] = milliseconds(call, device)
-            if device == "cuda":
-                replay, why = captured(call)
-                note = note or why
-                measured[f"{name}_graph_ms"] = replay and milliseconds(replay, device)
+            with layers_of(target, fused):
+                measured[f"{name}_ms"] = milliseconds(call, device)
+                if device == "cuda":
+                    replay, why = captured(call)
+                    note = note or why
+                    measured[f"{name}_graph_ms"] = replay and milliseconds(replay, device)
     follows = {}
     for way, suffix in (("eager", "_ms"), ("graph", "_graph_ms")):
         plain, tree = measured[f"plain{suffix}"], measured[f"tree{suffix}"]

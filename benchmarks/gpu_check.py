@@ -91,7 +91,7 @@ def steps(results, build):
     yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 60)
     yield Step("benchmarks", bench, 180)
     step = [sys.executable, "-m", "benchmarks.bench_step", "--config", *STEP_CONFIGS]
-    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 90)
+    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 120)
     if shutil.which("compute-sanitizer"):
         for tool in SANITIZERS:
             yield Step(tool, sanitizer(tool), 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")

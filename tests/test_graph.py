@@ -66,6 +66,7 @@ def tensors_of(state):
 @pytest.fixture(params=["the model's own layers", "fused layers"])
 def target(request):
     target = TransformersTarget(tiny_model())
+    assert target.fused is not None
     if request.param != "fused layers":
         target.fused = None  # as with layers that it cannot read
     return target
