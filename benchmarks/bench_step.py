@@ -13,6 +13,7 @@ import statistics
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -81,16 +82,6 @@ def default_dtype(dtype: torch.dtype):
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def layers_of(target, fused):
-    """Run the target's layers by `fused`, or if that is None as transformers does."""
-    before, target.fused = target.fused, fused
-    try:
-        yield
-    finally:
-        target.fused = before
 
 
 def cache_bytes(target, batch: int, slots: int) -> int:
@@ -165,7 +156,7 @@ def measure(target, draft, batch: int, context: int, num_nodes: int, device: str
         state = state_at(target, batch, context, room)
         for name, (drafted, nodes, fused) in steps.items():
             call = step_of(target, drafted, state, context, nodes)
-            with layers_of(target, fused):
+            with patch.object(target, "fused", fused):  # None: as transformers runs them
                 measured[f"{name}_ms"] = milliseconds(call, device)
                 if device == "cuda":
                     replay, why = captured(call)

@@ -150,6 +150,25 @@ def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, mo
     assert 8 <= len(recorder.launches) <= most, recorder.launches
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("fused", "count"), [(True, 6), (False, 40)])
+def test_launches_of_a_layer(fused, count):
+    """Of ours, where a fused_linear counts as one, and of transformers' in bfloat16; see README."""
+    launches = []
+    for layers in (1, 2):
+        model = tiny_model().bfloat16()
+        model.config.num_hidden_layers = layers
+        model.model.layers = model.model.layers[:layers]
+        target = TransformersTarget(model)
+        if not fused:
+            target.fused = None
+        cache, tokens = target.new_cache(1, 8), torch.zeros(1, 1, dtype=torch.int64)
+        with Recorder(cache.tensors) as recorder:
+            target.forward(tokens, tokens, cache, tokens.new_ones(1, 1, 1))
+        launches.append(recorder.launches)
+    assert len(launches[1]) - len(launches[0]) == count, launches[1]
+
+
 def test_on_the_cpu_functions_are_called_as_they_are():
     graphs, calls = Graphs(torch.device("cpu")), []
     assert [graphs("key", lambda: calls.append(0) or len(calls)) for _ in range(3)] == [1, 2, 3]

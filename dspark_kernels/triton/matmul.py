@@ -44,7 +44,7 @@ def weight_times_rows(
             up = tl.dot(w, x, up, input_precision="ieee")
     if up_ptr is not None:
         return acc, up
-    else:
+    else:  # after the block it would be a second type to return
         return acc
 
 

@@ -28,13 +28,12 @@ def _rms_norm_kernel(
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Rows of x [M, D], with adjacent elements, normalized; weight [D] contiguous."""
+    """Rows of x [M, D], M > 0, with adjacent elements, normalized; weight [D] contiguous."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, width = x.shape
     block = triton.next_power_of_2(width)
-    if rows > 0:
-        _rms_norm_kernel[rows,](
-            x, weight, out, x.stride(0), eps, D=width, BLOCK_D=block,
-            num_warps=min(16, max(4, block // 512)),
-        )  # fmt: skip
+    _rms_norm_kernel[rows,](
+        x, weight, out, x.stride(0), eps, D=width, BLOCK_D=block,
+        num_warps=min(16, max(4, block // 512)),
+    )  # fmt: skip
     return out

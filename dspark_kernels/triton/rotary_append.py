@@ -52,6 +52,7 @@ def _rotary_append_kernel(
     head, column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H), tl.arange(0, BLOCK_E)
     half = column < E // 2
     is_query, is_value = head < Q_HEADS, head >= Q_HEADS + KV_HEADS
+    is_key = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS)
     known = ((head < Q_HEADS + 2 * KV_HEADS) & (row >= 0))[:, None] & half[None, :]
     heads = row * (Q_HEADS + 2 * KV_HEADS) + head
     qkv_ptrs = qkv_ptr + heads[:, None] * E + column[None, :]
@@ -60,13 +61,12 @@ def _rotary_append_kernel(
     if q_norm_ptr is not None:
         low, high = _normalized(low, high, is_query, q_norm_ptr, column, half, eps, E)
     if k_norm_ptr is not None:
-        is_key = (head >= Q_HEADS) & (head < Q_HEADS + KV_HEADS)
         low, high = _normalized(low, high, is_key, k_norm_ptr, column, half, eps, E)
-    angle, present = tl.maximum(row, 0) * E + column, half
-    cos_low = tl.load(cos_ptr + angle, present, other=0.0).to(tl.float32)[None, :]
-    cos_high = tl.load(cos_ptr + angle + E // 2, present, other=0.0).to(tl.float32)[None, :]
-    sin_low = tl.load(sin_ptr + angle, present, other=0.0).to(tl.float32)[None, :]
-    sin_high = tl.load(sin_ptr + angle + E // 2, present, other=0.0).to(tl.float32)[None, :]
+    angle = tl.maximum(row, 0) * E + column
+    cos_low = tl.load(cos_ptr + angle, half, other=0.0).to(tl.float32)[None, :]
+    cos_high = tl.load(cos_ptr + angle + E // 2, half, other=0.0).to(tl.float32)[None, :]
+    sin_low = tl.load(sin_ptr + angle, half, other=0.0).to(tl.float32)[None, :]
+    sin_high = tl.load(sin_ptr + angle + E // 2, half, other=0.0).to(tl.float32)[None, :]
     turned_low = tl.where(is_value[:, None], low, low * cos_low - high * sin_low)
     turned_high = tl.where(is_value[:, None], high, high * cos_high + low * sin_high)
 
@@ -75,8 +75,7 @@ def _rotary_append_kernel(
     written = known & fits
     key = (head - Q_HEADS).to(tl.int64)
     k_ptrs = k_ptr + block * k_stride_block + place * k_stride_slot + key[:, None] * k_stride_h
-    k_mask = written & ((key >= 0) & (key < KV_HEADS))[:, None]
-    _store(k_ptrs + column[None, :], turned_low, turned_high, k_mask, E)
+    _store(k_ptrs + column[None, :], turned_low, turned_high, written & is_key[:, None], E)
     value = key - KV_HEADS
     v_ptrs = v_ptr + block * v_stride_block + place * v_stride_slot + value[:, None] * v_stride_h
     _store(v_ptrs + column[None, :], turned_low, turned_high, written & is_value[:, None], E)
