@@ -19,6 +19,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -147,6 +148,11 @@ class BuildNative(build_ext):
         subprocess.run([*linker, "-shared", *objects, *link, "-o", str(library)], check=True)
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:  # it cannot read the license's name
+    raise SystemExit(
+        f"dspark_kernels needs setuptools >= 77 to build, found {setuptools.__version__}. "
+        "Please run\n    pip install 'setuptools>=77'"
+    )
 setup(
     ext_modules=[
         Extension(

@@ -3,11 +3,14 @@
 import argparse
 import importlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dspark_kernels.results import write_csv
@@ -15,7 +18,8 @@ from dspark_kernels.results import write_csv
 from . import common, timing
 
 STEMS = (path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
-OPS = sorted(set(STEMS) - {"step"})
+FIRST = ("linear_topk", "tree_attention", "draft_blocks", "glm_tree", "accept_tree")  # have goals
+OPS = [*FIRST, *sorted(set(STEMS) - {"step", *FIRST})]
 
 
 def table_of(op: str, rows: list[dict]) -> Table:
@@ -40,6 +44,50 @@ def table_of(op: str, rows: list[dict]) -> Table:
     return table
 
 
+class GPULost(Exception):
+    """Nothing runs on the GPU any more in this process, after the case that the message names."""
+
+
+def usable(device: str) -> bool:
+    """Whether calls can still be made: after a stray access a process has lost its GPU."""
+    try:
+        timing.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def measure_op(op: str, options: argparse.Namespace, console: Console) -> list[str]:
+    """Measure and show an op; which cases and baselines were left out, and why.
+
+    Its CSV holds what was measured until the end, or until the GPU was lost.
+    """
+    device, dtype = options.device, getattr(torch, options.dtype)
+    peaks = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
+    rows, left_out = [], []
+    for case in importlib.import_module(f".bench_{op}", __package__).cases(device, dtype):
+        name = f"{op} {case.shape}"
+        try:
+            with console.status(name):
+                measured, missing = common.measure(op, case, device, dtype, peaks)
+        except Exception as error:  # of one case: the others are worth measuring
+            console.print_exception(max_frames=4)
+            if not usable(device):
+                raise GPULost(name) from error
+            measured, missing = [], {"ours": type(error).__name__}
+        rows += measured
+        left_out += [f"{name}, {what}: {why}" for what, why in missing.items()]
+        if rows and options.csv:  # at once: a run cut short keeps what it measured
+            write_csv(options.csv / f"{op}_{device}.csv", rows)
+    if rows:
+        console.print(table_of(op, rows))
+        console.print(
+            f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}; "
+            f"reads {peaks[0] / 1e9:.1f} GB/s, multiplies {peaks[1] / 1e9:.0f} GFLOP/s\n"
+        )
+    return left_out
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("op", nargs="*", metavar="op", help=f"of {', '.join(OPS)}; all by default")
@@ -47,40 +95,24 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write <DIR>/<op>_<device>.csv too")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    if unknown := set(arguments.op) - set(OPS):
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if unknown := set(options.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    console, dtype = Console(width=170), getattr(torch, arguments.dtype)
-    device = arguments.device
-
-    left_out = []  # what was not measured, and why
-    for op in arguments.op or OPS:
-        module = importlib.import_module(f".bench_{op}", __package__)
-        peaks = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
-        rows = []
-        for case in module.cases(device, dtype):
-            name = f"{op} {case.shape}"
-            try:
-                with console.status(name):
-                    measured = common.measure(op, case, device, dtype, peaks)
-            except Exception as error:  # of one case or a baseline: the others are worth measuring
-                console.print_exception(max_frames=4)
-                left_out.append(f"{name}: {type(error).__name__}")
-                continue
-            rows += measured
-            if not measured:
-                left_out.append(f"{name}: the output disagrees with the reference")
-        if rows:
-            console.print(table_of(op, rows))
-            console.print(
-                f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}; "
-                f"reads {peaks[0] / 1e9:.1f} GB/s, multiplies {peaks[1] / 1e9:.0f} GFLOP/s\n"
-            )
-            if arguments.csv:
-                write_csv(arguments.csv / f"{op}_{device}.csv", rows)
+    console, left_out = Console(width=170), []
+    ops = options.op or OPS
+    for index, op in enumerate(ops):
+        try:
+            left_out += measure_op(op, options, console)
+        except GPULost as lost:
+            left_out.append(f"{lost} and the other cases of the op: the GPU was lost")
+            if rest := ops[index + 1 :]:  # in a process of their own
+                given = ("device", "dtype", "threads", *(["csv"] if options.csv else []))
+                values = (f"--{name}={getattr(options, name)}" for name in given)
+                subprocess.run([sys.executable, "-m", "benchmarks", *rest, *values], check=False)
+            break
     for case in left_out:
-        console.print(f"[red]not measured: {case}[/red]")
+        console.print(f"[red]not measured: {escape(case)}[/red]")
     return 1 if left_out else 0
 
 

@@ -11,6 +11,23 @@ from dspark_kernels.reference.linear_topk import linear_topk as reference
 from .common import Case, compiled, installed
 
 K = 8
+# V, D, M, k, whether there is noise
+CPU = (
+    (49152, 576, 5, K, False),
+    (49152, 576, 16, K, False),
+    (49152, 576, 64, K, False),
+    (49152, 576, 5, K, True),
+    (49152, 576, 64, K, True),
+    (49152, 576, 16, 1, True),
+    (102400, 4096, 5, K, False),
+    (102400, 4096, 64, K, False),
+)
+GPU = (
+    *((151936, 4096, M, K, False) for M in (4, 16, 64, 128, 256)),
+    *((151936, 4096, M, 1, True) for M in (1, 64)),
+    (151936, 4096, 16, K, True),
+    (49152, 576, 16, K, False),
+)
 
 
 def plain(x, weight, *noise):
@@ -41,16 +58,7 @@ def draws(device):
 
 def cases(device, dtype):
     tops = {"F.linear, logsumexp, topk": plain, "the same compiled": compiled(plain)}
-    for V, D, M, k, noisy in (
-        (49152, 576, 5, K, False),
-        (49152, 576, 16, K, False),
-        (49152, 576, 64, K, False),
-        (49152, 576, 5, K, True),
-        (49152, 576, 64, K, True),
-        (49152, 576, 16, 1, True),
-        (102400, 4096, 5, K, False),
-        (102400, 4096, 64, K, False),
-    ):
+    for V, D, M, k, noisy in GPU if device == "cuda" else CPU:
 
         def make(seed, V=V, D=D, M=M, noisy=noisy):
             g = torch.Generator(device).manual_seed(seed)

@@ -1,5 +1,7 @@
 """tree_attention against SDPA with a boolean mask, FlexAttention and FlashInfer."""
 
+import functools
+
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -9,15 +11,32 @@ from dspark_kernels.reference.tree_attention import unpack_ancestors
 
 from .common import Case, compiled, installed
 
+YARDSTICKS = ONE_TOKEN, OURS_ONE_TOKEN = "SDPA, one token", "ours, one token"  # no alternatives
+CPU = (  # B, N, S, Hq, Hkv, E
+    (1, 32, 4096, 9, 3, 64),
+    (1, 32, 16384, 9, 3, 64),
+    (1, 32, 4096, 32, 8, 128),
+    (1, 32, 16384, 32, 8, 128),
+    (1, 1, 4096, 9, 3, 64),
+    (1, 1, 16384, 32, 8, 128),
+)
+GPU = tuple(
+    (B, N, S, 32, 8, 128)
+    for B, N, S in (
+        *((1, 16, 131072), (1, 64, 131072), (8, 32, 16384), (32, 16, 16384)),
+        *((1, 32, 2048), (32, 64, 2048)),
+    )
+)
 
-def tree_words(nodes, device):
-    """Ancestor words [1, N, W] of a binary tree."""
+
+def tree_words(batch, nodes, device):
+    """Ancestor words [B, N, W] of binary trees."""
     related = torch.eye(nodes, dtype=torch.bool)
     for node in range(1, nodes):
         related[node] |= related[(node - 1) // 2]
     words = related.long() << (torch.arange(nodes) % 64)
     words = torch.nn.functional.pad(words, (0, -nodes % 64)).unflatten(1, (-1, 64)).sum(2)
-    return words[None].to(device)
+    return words[None].repeat(batch, 1, 1).to(device)
 
 
 def flex(related, prefix):
@@ -29,12 +48,15 @@ def flex(related, prefix):
         node = (key - prefix).clamp(min=0)
         return (key < prefix) | ancestors[query, node]
 
-    mask = create_block_mask(visible, None, None, nodes, prefix + nodes, device=device)
+    @functools.cache
+    def mask():
+        return create_block_mask(visible, None, None, nodes, prefix + nodes, device=device)
+
     attend = compiled(flex_attention)
 
     def call(q, k, v):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        return attend(q, k, v, block_mask=mask, enable_gqa=True).transpose(1, 2)
+        return attend(q, k, v, block_mask=mask(), enable_gqa=True).transpose(1, 2)
 
     return call
 
@@ -49,24 +71,38 @@ def flashinfer_attention(visible):
     return call
 
 
+def decode_attention(prefix):
+    """Plain decoding over the same cache: one token, no mask. It computes something else."""
+
+    def call(q, k, v):
+        q, k, v = (x.transpose(1, 2) for x in (q[:, :1], k[:, :prefix], v[:, :prefix]))
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(q, k, v, enable_gqa=True).transpose(1, 2)
+
+    return call
+
+
+def one_node(seqlens):
+    """Ours for plain decoding: a tree of one node, the last token of the prefix."""
+    seqlens, words = seqlens - 1, tree_words(len(seqlens), 1, seqlens.device)
+
+    def call(q, k, v):
+        return dspark_kernels.tree_attention(q[:, :1].contiguous(), k, v, seqlens, words)
+
+    return call
+
+
 def cases(device, dtype):
-    for N, S, Hq, Hkv, E in (
-        (32, 4096, 9, 3, 64),
-        (32, 16384, 9, 3, 64),
-        (32, 4096, 32, 8, 128),
-        (32, 16384, 32, 8, 128),
-        (1, 4096, 9, 3, 64),
-        (1, 16384, 32, 8, 128),
-    ):
-        words = tree_words(N, device)
-        related = unpack_ancestors(words, N)
+    for B, N, S, Hq, Hkv, E in GPU if device == "cuda" else CPU:
+        words = tree_words(B, N, device)
+        related = unpack_ancestors(words[:1], N)
         visible = torch.ones(1, 1, N, S + N, dtype=torch.bool, device=device)
         visible[..., S:] = related
-        seqlens = torch.full((1,), S, dtype=torch.int32, device=device)
+        seqlens = torch.full((B,), S, dtype=torch.int32, device=device)
 
-        def make(seed, N=N, S=S, Hq=Hq, Hkv=Hkv, E=E):
+        def make(seed, B=B, N=N, S=S, Hq=Hq, Hkv=Hkv, E=E):
             g = torch.Generator(device).manual_seed(seed)
-            shapes = ((1, N, Hq, E), (1, S + N, Hkv, E), (1, S + N, Hkv, E))
+            shapes = ((B, N, Hq, E), (B, S + N, Hkv, E), (B, S + N, Hkv, E))
             return tuple(torch.randn(s, generator=g, device=device).to(dtype) for s in shapes)
 
         def ours(q, k, v, seqlens=seqlens, words=words):
@@ -78,7 +114,9 @@ def cases(device, dtype):
             return attend(q, k, v, attn_mask=visible, enable_gqa=True).transpose(1, 2)
 
         others = {"FlexAttention compiled": flex(related, S)}
-        if installed("flashinfer", device):
+        if device == "cuda":
+            others |= {ONE_TOKEN: decode_attention(S), OURS_ONE_TOKEN: one_node(seqlens)}
+        if B == 1 and installed("flashinfer", device):
             others["FlashInfer, custom mask"] = flashinfer_attention(visible[0, 0])
 
         def expected(q, k, v, seqlens=seqlens, words=words, E=E):
@@ -86,11 +124,11 @@ def cases(device, dtype):
             return reference(q, k, v, seqlens, words, E**-0.5, None, 0, 0.0, None, None)
 
         yield Case(
-            shape=f"N {N} S {S} Hq/Hkv/E {Hq}/{Hkv}/{E}",
+            shape=f"{f'B {B} ' * (B > 1)}N {N} S {S} Hq/Hkv/E {Hq}/{Hkv}/{E}",
             make=make,
             ours=ours,
             baselines={"SDPA, boolean mask": plain, **others},
             expected=expected,
-            bytes=2 * S * Hkv * E * dtype.itemsize,
-            flops=4 * N * Hq * E * S,
+            bytes=2 * B * S * Hkv * E * dtype.itemsize,
+            flops=4 * B * N * Hq * E * S,
         )

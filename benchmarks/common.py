@@ -8,13 +8,15 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from dspark_kernels.results import origin
 
-from .timing import CACHE_BYTES, extra_memory, interleaved
+from .timing import CACHE_BYTES, extra_memory, interleaved, synchronize
 
+RESULTS = Path(__file__).parent / "results"
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
@@ -52,31 +54,51 @@ def agrees(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> 
     return bool((actual - expected).abs().max() <= TOLERANCE[dtype] * (1 + expected.abs().max()))
 
 
-def buffers_of(case: Case) -> list[tuple]:
+def buffers_of(case: Case, device: str) -> list[tuple]:
     """Enough argument sets to exceed the cache."""
     first = case.make(0)
     nbytes = sum(x.nbytes for x in first if isinstance(x, torch.Tensor))
-    return [first, *(case.make(i) for i in range(1, min(32, math.ceil(CACHE_BYTES / nbytes))))]
+    count = min(32, math.ceil(CACHE_BYTES[device] / nbytes))
+    return [first, *(case.make(i) for i in range(1, count))]
 
 
-def measure(op: str, case: Case, device: str, dtype: torch.dtype, peaks) -> list[dict]:
-    """The rows of one case, ours first, then its baselines; none if its output is wrong.
+def failing(baselines: dict[str, Callable], arguments: tuple, device: str) -> dict[str, str]:
+    """Those baselines which cannot run here, such as for want of memory, and why."""
+    errors = {}
+    for name, baseline in baselines.items():
+        try:
+            baseline(*arguments)
+            synchronize(device)
+        except Exception as error:  # not kept: it holds on to tensors
+            errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return errors
 
-    A row has microseconds with quantiles, launch_microseconds (see `timing.Times`), ratio (times
-    of ours), shares of the measured `peaks` (bytes and operations per second), the peak of extra
-    memory, and where it was measured.
+
+def measure(
+    op: str, case: Case, device: str, dtype: torch.dtype, peaks
+) -> tuple[list[dict], dict[str, str]]:
+    """The rows of one case, ours first, then its baselines, and what was left out and why.
+
+    There is no row of an output which disagrees with the reference. A row has microseconds with
+    quantiles, launch_microseconds (see `timing.Times`), ratio (times of ours), shares of the
+    measured `peaks` (bytes and operations per second), the peak of extra memory, and where it was
+    measured.
     """
-    buffers = buffers_of(case)
+    buffers = buffers_of(case, device)
     output, expected = (case.compared(f(*buffers[0])) for f in (case.ours, case.expected))
     if not agrees(output, expected, dtype):
-        return []
+        return [], {"ours": "the output disagrees with the reference"}
     del output, expected
     torch.compiler.reset()
-    implementations = {"ours": case.ours, **case.baselines}
+    left_out = failing(case.baselines, buffers[0], device)
+    implementations = {
+        "ours": case.ours,
+        **{name: call for name, call in case.baselines.items() if name not in left_out},
+    }
     functions = list(implementations.values())
     measured = interleaved(functions, buffers, case.runs, device, case.cold)
     bandwidth, flops = peaks
-    return [
+    rows = [
         {
             "op": op, "shape": case.shape, "dtype": str(dtype).removeprefix("torch."),
             "implementation": name,
@@ -92,3 +114,4 @@ def measure(op: str, case: Case, device: str, dtype: torch.dtype, peaks) -> list
         }
         for name, times in zip(implementations, measured, strict=True)
     ]  # fmt: skip
+    return rows, left_out

@@ -1,16 +1,19 @@
 """Everything that only a GPU can tell, in under 9 minutes: python -m benchmarks.gpu_check
 
-Builds the native library, runs the tests of every op and of the captured step on the GPU, measures
-the ops, the captured step and a step of 7B-class models - only if all tests passed - and runs
-compute-sanitizer over one small call of each op.
+Builds the native library, runs the tests of every op and of the captured step on the GPU, beside
+them compute-sanitizer over one small call of each op, and measures the captured step, the ops and a
+step of a 7B-class model; last it shows which goals are met. A failed test stops none of this: a
+benchmark has no row of an output which disagrees with the reference.
 
-Needs torch, Triton, nvcc, transformers and pytest.
+Needs torch, Triton, nvcc, transformers, rich and pytest.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,10 +21,13 @@ from pathlib import Path
 
 import torch
 
+from .common import RESULTS
+
 ROOT = Path(__file__).parent.parent
 DEADLINE = 9 * 60  # seconds
+GRACE = 10  # seconds in which a stopped command may still write what it knows
 SANITIZERS = ("memcheck", "racecheck")
-STEP_CONFIGS = ("deepseek-llm-7b", "llama-3-8b")
+STEP = "--config llama-3-8b --context 4096 --batch 1 8 --nodes 16 64 --device cuda".split()
 
 
 class Step:
@@ -32,25 +38,42 @@ class Step:
         self.environment = {**os.environ, **environment}
         self.outcome, self.duration = "not run", 0.0
 
-    def run(self, logs, end):
-        """Run within the step's seconds and the time left; True if the command succeeded."""
+    def start(self, logs):
+        """Start the command as the leader of a group of processes."""
         print(f"--- {self.name}: {' '.join(self.command)}", flush=True)
-        start, log = time.monotonic(), logs / f"{self.name}.log"
-        with log.open("w") as output:
-            try:
-                code = subprocess.run(
-                    self.command, cwd=ROOT, env=self.environment, stdout=output,
-                    stderr=subprocess.STDOUT, timeout=max(1, min(self.seconds, end - start)),
-                ).returncode  # fmt: skip
-                self.outcome = "passed" if code == 0 else f"FAILED ({code})"
-            except subprocess.TimeoutExpired:
-                self.outcome = "FAILED (out of time)"
-        self.duration = time.monotonic() - start
-        text = log.read_text()
+        self.log = logs / f"{self.name}.log"
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.environment, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.begin = time.monotonic()
+
+    def wait(self, end):
+        """Wait for the command within its seconds and the time left; true if it succeeded."""
+        try:
+            left = min(self.begin + self.seconds, end) - time.monotonic()
+            code = self.process.wait(max(1, left))
+            self.outcome = "passed" if code == 0 else f"FAILED ({code})"
+        except subprocess.TimeoutExpired:
+            self.outcome = "FAILED (out of time)"
+            self.stop()
+        self.duration = time.monotonic() - self.begin
+        text = self.log.read_text(errors="replace")
+        print(f"--- {self.name}: {self.outcome}")
         print("".join(text.splitlines(keepends=True)[-40:]), flush=True)
         if "Device not supported" in text:  # compute-sanitizer inside some sandboxes
             self.outcome = "not possible on this machine"
         return not self.outcome.startswith("FAILED")
+
+    def stop(self):
+        """Interrupt the command, so that pytest reports what failed until now; then end it all."""
+        self.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):  # its workers, if any is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def pytest(*files):
@@ -60,7 +83,13 @@ def pytest(*files):
 
 def in_parallel():
     """Options of pytest for several processes, where pytest-xdist is there."""
-    return ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    count = min(10, len(os.sched_getaffinity(0)) - 2)
+    return ["-n", str(max(1, count))] if importlib.util.find_spec("xdist") else []
+
+
+def module(name, *options):
+    """A command that runs a module of this package."""
+    return [sys.executable, "-m", f"benchmarks.{name}", *options]
 
 
 def op_tests():
@@ -79,27 +108,34 @@ def sanitizer(tool):
 
 
 def steps(results, build):
-    """The steps in order; a benchmark of kernels that fail their tests is worth nothing."""
-    bench = [sys.executable, "-m", "benchmarks", "--device", "cuda", "--csv", str(results)]
-    arch = "".join(map(str, torch.cuda.get_device_capability()))
+    """Groups of steps in order; those of a group run side by side, where nothing is measured."""
     if build:
+        arch = "".join(map(str, torch.cuda.get_device_capability()))
         archs = {"DSPARK_CUDA_ARCHS": "90a" if arch == "90" else arch}
-        yield Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)
+        yield [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)]
     others = (f"tests/test_{stem}.py" for stem in ("every_op", "fused_pass", "graph"))
-    yield Step("tests", pytest(*op_tests(), *others, *in_parallel()), 180)
-    yield Step("launches", pytest("tests/test_gpu.py"), 60)  # a profiler wants the GPU for itself
-    yield Step("step graph", [sys.executable, "-m", "benchmarks.step_graph"], 60)
-    yield Step("benchmarks", bench, 180)
-    step = [sys.executable, "-m", "benchmarks.bench_step", "--config", *STEP_CONFIGS]
-    yield Step("step", [*step, "--device", "cuda", "--csv", str(results)], 120)
+    checks = [Step("tests", pytest(*op_tests(), *others, *in_parallel()), 180)]
     if shutil.which("compute-sanitizer"):
-        for tool in SANITIZERS:
-            yield Step(tool, sanitizer(tool), 60, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+        checks += [
+            Step(tool, sanitizer(tool), 180, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+            for tool in SANITIZERS
+        ]
+    yield checks
+    results = ["--csv", str(results)]
+    measured = {
+        "launches": (pytest("tests/test_gpu.py"), 60),  # a profiler wants the GPU for itself
+        "step graph": (module("step_graph"), 60),
+        "ops": ([sys.executable, "-m", "benchmarks", "--device", "cuda", *results], 240),
+        "step": (module("bench_step", *STEP, *results), 60),
+        "goals": (module("goals", *results), 20),
+    }
+    for name, (command, seconds) in measured.items():
+        yield [Step(name, command, seconds)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks/results")
+    parser.add_argument("--csv", type=Path, default=RESULTS)
     parser.add_argument("--logs", type=Path, default=ROOT / "build/gpu_check")
     parser.add_argument("--no-build", action="store_true", help="the library is there already")
     options = parser.parse_args()
@@ -109,10 +145,14 @@ def main():
     options.csv.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + DEADLINE
     done, passed = [], True
-    for step in steps(options.csv, not options.no_build):
-        if passed or step.name in SANITIZERS:
-            passed = step.run(options.logs, end) and passed
-        done.append(step)
+    for group in steps(options.csv.resolve(), not options.no_build):
+        for step in group:
+            step.start(options.logs)
+        for step in group:
+            passed = step.wait(end) and passed
+        done += group
+        if group[0].name == "build" and not passed:
+            break
     print("\n| step | outcome | seconds |\n|---|---|---|")
     for step in done:
         print(f"| {step.name} | {step.outcome} | {step.duration:.0f} |")

@@ -1,7 +1,6 @@
 """Pictures of the results: python -m benchmarks.plot [--csv DIR]; writes <DIR>/<picture>.png"""
 
 import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,35 +9,18 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-RESULTS = Path(__file__).parent / "results"
+from dspark_kernels.results import read_csv
+
+from .common import RESULTS
+
 PICTURES: dict[str, Callable] = {}
 SIZE = (8, 4.2)  # inches
-TEXT = ("shape", "commit", "version")  # may look like numbers
 
 
 def picture(draw: Callable) -> Callable:
     """Register a function (folder, device) -> figure, or None where its CSV is not there."""
     PICTURES[draw.__name__] = draw
     return draw
-
-
-def read(path: Path) -> list[dict]:
-    """The rows of a CSV, numbers as floats; none if there is no such file."""
-    if not path.exists():
-        return []
-    with path.open() as file:
-        return [
-            {name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)
-        ]
-
-
-def _value(name: str, text: str):
-    if name in TEXT:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def new_figure(title: str, row: dict, size=SIZE):
@@ -53,7 +35,7 @@ def new_figure(title: str, row: dict, size=SIZE):
 @picture
 def roofline(folder: Path, device: str):
     """Every op's shapes as shares of the measured bandwidth or arithmetic, whichever is larger."""
-    rows = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read(path)]
+    rows = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read_csv(path)]
     rows = [row for row in rows if row.get("implementation") == "ours"]
     if not rows:
         return None
@@ -77,7 +59,7 @@ def roofline(folder: Path, device: str):
 @picture
 def speedup_by_category(folder: Path, device: str):
     """Tokens per second over transformers' generate, per category and method, batch 1."""
-    rows = [row for row in read(folder / f"decode_{device}.csv") if row["batch_size"] == 1]
+    rows = [row for row in read_csv(folder / f"decode_{device}.csv") if row["batch_size"] == 1]
     rows = [row for row in rows if row["method"] != "generate"]
     if not rows:
         return None
@@ -100,7 +82,7 @@ def _sweep(folder: Path, device: str) -> list[dict]:
     """Rows of fixed numbers of nodes over all categories, batch 1, of `benchmarks.schedule`."""
     return [
         row | {"step_milliseconds": 1e3 * row["tokens_per_step"] / row["tokens_per_second"]}
-        for row in read(folder / f"schedule_batch1_{device}.csv")
+        for row in read_csv(folder / f"schedule_batch1_{device}.csv")
         if row["category"] == "total" and row["num_nodes"] != "auto"
     ]
 
@@ -138,7 +120,7 @@ def step_time_over_nodes(folder: Path, device: str):
 @picture
 def time_per_step(folder: Path, device: str):
     """Where the time of a step goes, by method."""
-    rows = read(folder / f"decode_{device}_phases.csv")
+    rows = read_csv(folder / f"decode_{device}_phases.csv")
     rows = [row for row in rows if row["batch_size"] == 1]
     if not rows:
         return None

@@ -8,7 +8,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-from .plot import RESULTS, read
+from dspark_kernels.results import read_csv
+
+from .bench_tree_attention import YARDSTICKS
+from .common import RESULTS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -27,10 +30,10 @@ def where(row: dict) -> str:
     )
 
 
-def ops_table(folder: Path) -> str | None:
+def ops_table(folder: Path, device: str) -> str | None:
     """Every op and shape, beside its fastest baseline."""
-    found = [row for path in sorted(folder.glob("*_cpu.csv")) for row in read(path)]
-    found = [row for row in found if "implementation" in row]
+    found = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read_csv(path)]
+    found = [row for row in found if row.get("implementation") not in (None, *YARDSTICKS)]
     lines = []
     for ours in (row for row in found if row["implementation"] == "ours"):
         others = [
@@ -38,6 +41,8 @@ def ops_table(folder: Path) -> str | None:
             for row in found
             if (row["op"], row["shape"]) == (ours["op"], ours["shape"]) and row is not ours
         ]
+        if not others:  # none could run
+            continue
         best = min(others, key=lambda row: row["microseconds"])
         lines.append(
             [
@@ -56,7 +61,7 @@ def ops_table(folder: Path) -> str | None:
 
 def decode_table(folder: Path, name: str) -> str | None:
     """Every method by number of requests at once, and its speed-up by category."""
-    rows = read(folder / f"{name}_cpu.csv")
+    rows = read_csv(folder / f"{name}_cpu.csv")
     if not rows:
         return None
     categories = dict.fromkeys(row["category"] for row in rows if row["category"] != "total")
@@ -80,10 +85,10 @@ def decode_table(folder: Path, name: str) -> str | None:
 
 def phases_table(folder: Path) -> str | None:
     """Milliseconds per step by phase, and the speed-up predicted from them."""
-    rows = [row for row in read(folder / "decode_cpu_phases.csv") if row["batch_size"] == 1]
+    rows = [row for row in read_csv(folder / "decode_cpu_phases.csv") if row["batch_size"] == 1]
     totals = [
         row
-        for row in read(folder / "decode_cpu.csv")
+        for row in read_csv(folder / "decode_cpu.csv")
         if row["batch_size"] == 1 and row["category"] == "total" and row["step_milliseconds"] != ""
     ]
     if not rows:
@@ -106,7 +111,8 @@ def phases_table(folder: Path) -> str | None:
 
 
 TABLES = {
-    "ops": ops_table,
+    "ops": partial(ops_table, device="cpu"),
+    "gpu": partial(ops_table, device="cuda"),
     "decode": partial(decode_table, name="decode"),
     "batches": partial(decode_table, name="decode_batches"),
     "phases": phases_table,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-CACHE_BYTES = 128 * 2**20  # more than the last cache holds
+CACHE_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}  # several times what the last cache holds
 BUSY_CYCLES = 400_000  # of a GPU: some 200 µs, longer than the host takes to launch anything
 
 
@@ -95,7 +95,7 @@ def interleaved(
     cold: empty the caches before each call.
     """
     prepared = [Calls.of(function, buffers, device) for function in functions]
-    scratch = torch.zeros(CACHE_BYTES if cold else 0, dtype=torch.int8, device=device)
+    scratch = torch.zeros(CACHE_BYTES[device] if cold else 0, dtype=torch.int8, device=device)
     times = _in_turn([calls.replayed or calls.eager for calls in prepared], runs, device, scratch)
     eager = None
     if device == "cuda":

@@ -1,6 +1,7 @@
 """Results of measurements: where they come from, and how they are kept."""
 
 import csv
+import os
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 
 from . import __version__
 from .environment import device_name, version_of
+
+TEXT = ("shape", "commit", "version")  # columns that may look like numbers
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -19,6 +22,25 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV, numbers as floats; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [
+            {name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)
+        ]
+
+
+def _value(name: str, text: str):
+    if name in TEXT:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def origin(device: str) -> dict:
@@ -35,7 +57,12 @@ def origin(device: str) -> dict:
 
 
 def _commit() -> str:
-    """The checkout's commit, "-dirty" if more than results has changed; empty without one."""
+    """The checkout's commit, "-dirty" if more than results has changed; empty without one.
+
+    DSPARK_COMMIT names it where the sources were copied without their history.
+    """
+    if named := os.environ.get("DSPARK_COMMIT"):
+        return named
 
     def git(*arguments):
         root = Path(__file__).parents[1]

@@ -3,12 +3,16 @@
 import csv
 import re
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import bench_step, plot, readme
+from benchmarks import bench_step, goals, gpu_check, plot, readme
 from benchmarks.common import Case, measure
 from dspark_kernels.results import origin, write_csv
 
@@ -24,7 +28,8 @@ def case(ours, **options):
 
 
 def test_rows_of_a_case():
-    ours, slow = measure("double", case(lambda x: x + x), "cpu", torch.float32, PEAKS)
+    (ours, slow), left_out = measure("double", case(lambda x: x + x), "cpu", torch.float32, PEAKS)
+    assert left_out == {}
     assert ours["implementation"] == "ours" and ours["ratio"] == 1
     assert slow["ratio"] == pytest.approx(slow["microseconds"] / ours["microseconds"])
     assert slow["ratio"] > 1
@@ -35,7 +40,17 @@ def test_rows_of_a_case():
 
 
 def test_a_wrong_output_is_not_measured():
-    assert measure("double", case(lambda x: x + x + 1), "cpu", torch.float32, PEAKS) == []
+    wrong = case(lambda x: x + x + 1)
+    rows, left_out = measure("double", wrong, "cpu", torch.float32, PEAKS)
+    assert rows == [] and left_out == {"ours": "the output disagrees with the reference"}
+
+
+def test_a_baseline_that_fails_leaves_the_others():
+    double = case(lambda x: x + x)
+    double.baselines["out of shape"] = lambda x: x.view(-1, 3)
+    rows, left_out = measure("double", double, "cpu", torch.float32, PEAKS)
+    assert [row["implementation"] for row in rows] == ["ours", "slow"]
+    assert left_out["out of shape"].startswith("RuntimeError: shape '[-1, 3]' is invalid")
 
 
 def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys):
@@ -48,15 +63,114 @@ def test_a_case_that_fails_leaves_the_others(monkeypatch, tmp_path, capsys):
     command = ["benchmarks", "linear_topk", "--dtype", "float32", "--csv", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     assert benchmarks.main() == 1
-    assert "not measured: linear_topk 64: RuntimeError" in capsys.readouterr().out
+    assert "not measured: linear_topk 64, ours: RuntimeError" in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / "linear_topk_cpu.csv").open()))
     assert [row["implementation"] for row in rows] == ["ours", "slow"]
+
+
+def test_a_lost_gpu_leaves_the_other_ops(monkeypatch, tmp_path, capfd):
+    def lost(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr("benchmarks.bench_linear_topk.cases", lambda *_: [case(lost)])
+    monkeypatch.setattr(benchmarks, "usable", lambda device: False)
+    monkeypatch.setattr(benchmarks.timing, "peak_flops", lambda *_: 1e9)
+    command = ["benchmarks", "linear_topk", "advance_step", "--csv", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert benchmarks.main() == 1
+    assert (
+        "linear_topk 64 and the other cases of the op: the GPU was lost" in capfd.readouterr().out
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["advance_step_cpu.csv"]
 
 
 def test_every_module_has_cases():
     for op in benchmarks.OPS:
         module = __import__(f"benchmarks.bench_{op}", fromlist=["cases"])
         assert next(iter(module.cases("cpu", torch.float32))).baselines, op
+
+
+def rows_of(op, shape, **values):
+    """The row of ours, and one per baseline: {baseline: ratio}."""
+    baselines = {"ours": 1.0} | values.pop("over", {})
+    for name, ratio in baselines.items():
+        yield {"op": op, "shape": shape, "implementation": name, "ratio": ratio} | values
+
+
+def test_goals_read_the_rows_they_speak_of():
+    linear = rows_of(
+        "linear_topk", "V 151936 D 4096 M 16", bandwidth_share=0.9, microseconds=300.0,
+        over={"F.linear, logsumexp, topk": 1.4, "the same compiled": 1.2},
+    )  # fmt: skip
+    tree = rows_of("glm_tree", "B 4 H 5 C 32 R 64 N 64 paths 4", microseconds=16.0)
+    rows = [*linear, *tree, *rows_of("linear_topk", "V 49152 D 576 M 16", bandwidth_share=0.1)]
+    verdicts = {
+        (goal.op, over, value): goal.met(value)
+        for goal in goals.GOALS
+        for _, over, value in goal.readings(rows)
+    }
+    assert verdicts == {
+        ("linear_topk", "", 0.9): True,
+        ("linear_topk", "F.linear, logsumexp, topk", 1.4): True,
+        ("linear_topk", "the same compiled", 1.2): False,
+        ("glm_tree", "", 16.0): False,
+    }
+    assert goals.table_of(rows).row_count == len(verdicts) + len(goals.GOALS) - 3
+
+
+class WithoutGPU(TorchFunctionMode):
+    """What is meant for a GPU goes to the CPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(str, lambda x: "cpu" if x == "cuda" else x, (args, kwargs))
+        return function(*args, **(kwargs or {}))
+
+
+def test_every_goal_speaks_of_a_case_on_a_gpu():
+    rows = []
+    for op in {goal.op for goal in goals.GOALS}:
+        module = __import__(f"benchmarks.bench_{op}", fromlist=["cases"])
+        with WithoutGPU():
+            cases = list(module.cases("cuda", torch.bfloat16))
+        for case in cases:
+            over = dict.fromkeys(case.baselines, 1.0)
+            rows += rows_of(op, case.shape, microseconds=1.0, bandwidth_share=1.0, over=over)
+    for goal in goals.GOALS:
+        assert goal.readings(rows), goal
+
+
+def running(pid):
+    """Whether there is such a process; one that nobody has waited for has ended too."""
+    status = Path("/proc", pid, "status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_a_step_of_the_gpu_check_that_takes_too_long(tmp_path):
+    """It says what it knows when it is interrupted, and leaves no process behind."""
+    code = (
+        "import subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        "print(child.pid, flush=True)\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    step = gpu_check.Step("slow", [sys.executable, "-c", code], 2)
+    step.start(tmp_path)
+    assert not step.wait(time.monotonic() + 60)
+    pid, said = step.log.read_text().split()
+    assert said == "interrupted" and step.outcome == "FAILED (out of time)"
+    end = time.monotonic() + 20
+    while running(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("code", "passed"), [("0", True), ("3", False)])
+def test_a_step_of_the_gpu_check_ends_as_its_command(code, passed, tmp_path):
+    step = gpu_check.Step("short", [sys.executable, "-c", f"raise SystemExit({code})"], 20)
+    step.start(tmp_path)
+    assert step.wait(time.monotonic() + 60) == passed
+    assert step.outcome == ("passed" if passed else "FAILED (3)")
 
 
 def test_step_keeps_measured_and_derived_apart(tmp_path, monkeypatch, capsys):
@@ -90,8 +204,9 @@ def test_a_cache_that_does_not_fit_is_not_run(monkeypatch):
 
 def test_pictures(tmp_path, monkeypatch):
     where = {"dtype": "bfloat16", **origin("cpu")}
-    measured = measure("double", case(lambda x: x + x), "cpu", torch.float32, PEAKS)
+    measured, _ = measure("double", case(lambda x: x + x), "cpu", torch.float32, PEAKS)
     write_csv(tmp_path / "double_cpu.csv", measured)
+    write_csv(tmp_path / "double_cuda.csv", measured)
     figures = {
         "prompts": 1, "tokens_per_second": 9.0, "tokens_per_step": 2.0, "speedup": 1.5,
         "step_milliseconds": 3.0, "batch_size": 1, "identical": 1, "predicted_over_plain": 2.0,
