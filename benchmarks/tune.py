@@ -4,15 +4,23 @@
 
 From every entry of the table it walks downhill: one block size, or number of warps, stages or
 programs at a time is halved, doubled or changed by one, and what is faster is kept, until nothing
-helps. Times are medians with a cold L2; a candidate whose result differs is out.
+helps. Times are medians with a cold L2; a candidate whose result differs is out. The candidates are
+compiled side by side, by other processes that fill Triton's cache.
 """
 
 import argparse
+import contextlib
+import functools
+import multiprocessing
+import os
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 import triton
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
 
 from dspark_kernels.triton import config, tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
@@ -41,17 +49,16 @@ ANY = 1 << 30
 '''
 
 
-def normal(*shape, dtype=torch.bfloat16):
-    return torch.randn(*shape, device="cuda").to(dtype)
-
-
-def noise(rows):
-    numbers = torch.arange(rows, device="cuda")
-    return torch.ones(rows, device="cuda"), numbers, numbers + 1000
-
-
-def case(op, kind, sizes):
+def case(op, kind, sizes, device):
     """A call of the op's launcher at these sizes, on data that does not fit the L2."""
+
+    def normal(*shape, dtype=torch.bfloat16):
+        return torch.randn(*shape, device=device).to(dtype)
+
+    def noise(rows):
+        numbers = torch.arange(rows, device=device)
+        return torch.ones(rows, device=device), numbers, numbers + 1000
+
     dtype, rows = DTYPES[kind], 64 if sizes[0] == tiles.ANY else sizes[0]
     if op == "linear_topk":
         x, weight = normal(rows, D, dtype=dtype), normal(V, D, dtype=dtype)
@@ -61,7 +68,7 @@ def case(op, kind, sizes):
         x, weight = normal(256, D), normal(V, D)
         return lambda: linear_topk(x, weight, 8, None, *noise(256), None, 0)
     if op == "sample_logits":
-        logits, top_p = normal(64, V), torch.full((64,), 0.9, device="cuda")
+        logits, top_p = normal(64, V), torch.full((64,), 0.9, device=device)
         return lambda: sample_logits(logits, *noise(64), None, top_p, None)
     if op == "draft_blocks":
         hidden, bias = normal(rows, D, dtype=dtype), normal(5, D, dtype=dtype)
@@ -74,8 +81,8 @@ def case(op, kind, sizes):
     batch, nodes, heads, group, slots = 4, rows // 4, 8, 4, 16384
     q = normal(batch, nodes, heads * group, width, dtype=torch.bfloat16 if kind == "fp8" else dtype)
     cache = normal(2, batch, slots, heads, width, dtype=dtype)
-    lengths = torch.full((batch,), slots - nodes, dtype=torch.int32, device="cuda")
-    ancestors = torch.full((batch, nodes, (nodes + 63) // 64), -1, device="cuda")
+    lengths = torch.full((batch,), slots - nodes, dtype=torch.int32, device=device)
+    ancestors = torch.full((batch, nodes, (nodes + 63) // 64), -1, device=device)
     arguments = (q, *cache, lengths, ancestors, width**-0.5, None, 0, 0.0, None, None, None)
     return lambda: tree_attention(*arguments)
 
@@ -95,6 +102,43 @@ def neighbours(entry):
         yield limits, blocks, warps, changed, per_sm
     for changed in {max(per_sm - 1, 1), per_sm + 1} - {per_sm}:
         yield limits, blocks, warps, stages, changed
+
+
+class CompileOnly:
+    """In the place of Triton's driver: says for which GPU to compile, and needs none."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target.arch  # kernels are kept by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def compile_only(target, device):
+    """Make this process one whose launches only compile, for another process that has the GPU."""
+    driver.set_active(CompileOnly(target))
+    config._cuda_device = lambda index: device
+    launch = JITFunction.run
+
+    @functools.wraps(launch)
+    def run(*arguments, warmup, **options):
+        return launch(*arguments, warmup=True, **options)
+
+    JITFunction.run = run
+
+
+def compile_entry(key, index, entry):
+    """In such a process: put what the entry of the table compiles to into Triton's cache."""
+    (op, kind, _), limits = key, entry[0]
+    config.TILES[key][index] = entry
+    with contextlib.suppress(Exception):  # the process with the GPU meets it again
+        case(op, kind, limits, "meta")()
 
 
 def measure(call, expected=None):
@@ -119,18 +163,21 @@ def flat(result):
     return [tensor for tensor in outputs if tensor.is_floating_point()]
 
 
-def descend(key, index, deadline):
+def descend(key, index, deadline, compilers):
     """Replace entry `index` of the table at `key` by the fastest found before the deadline."""
     op, kind, _ = key
     entries = config.TILES[key]
-    call = case(op, kind, entries[index][0])
+    call = case(op, kind, entries[index][0], "cuda")
     expected, best = call(), measure(call)
     first, tried, improved = best, [entries[index]], True
     while improved and time.time() < deadline:
-        improved, start = False, entries[index]
-        for candidate in neighbours(start):
-            if candidate in tried or time.time() >= deadline:
-                continue
+        improved = False
+        candidates = [entry for entry in neighbours(entries[index]) if entry not in tried]
+        compiled = [compilers.submit(compile_entry, key, index, entry) for entry in candidates]
+        for candidate, done in zip(candidates, compiled, strict=True):
+            done.result()
+            if time.time() >= deadline:
+                break
             tried.append(candidate)
             kept, entries[index] = entries[index], candidate
             duration = measure(call, expected)
@@ -146,7 +193,7 @@ def find_crossover(key):
     op, kind, _ = key
     largest = 0
     for rows in BATCHES:
-        call, durations = case(op, kind, (rows, 8)), []
+        call, durations = case(op, kind, (rows, 8), "cuda"), []
         for limit in (tiles.ANY, 0):
             config.CROSSOVER[key] = limit
             durations.append(measure(call))
@@ -185,7 +232,12 @@ def main():
     parser.add_argument("--op", help="only this op of the table")
     options = parser.parse_args()
     end = time.time() + 60 * options.minutes
-    capability = config.device_of(torch.empty(0, device="cuda")).capability
+    device = config.device_of(torch.empty(0, device="cuda"))
+    capability = device.capability
+    compilers = ProcessPoolExecutor(
+        max(1, len(os.sched_getaffinity(0)) - 2), multiprocessing.get_context("spawn"),
+        compile_only, (driver.active.get_current_target(), device),
+    )  # fmt: skip
     jobs = [
         (key, index)
         for key, entries in config.TILES.items()
@@ -194,7 +246,8 @@ def main():
     ]
     for done, (key, index) in enumerate(jobs):
         now = time.time()
-        descend(key, index, now + max(0, end - now) / (len(jobs) - done))
+        descend(key, index, now + max(0, end - now) / (len(jobs) - done), compilers)
+    compilers.shutdown(cancel_futures=True)
     for key in config.CROSSOVER:
         if key[1:] == ("half", capability) and options.op in (None, key[0]):
             config.CROSSOVER[key] = find_crossover(key)

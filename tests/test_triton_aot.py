@@ -1,5 +1,8 @@
 """Every Triton kernel × entry of the table of tiles, compiled for three GPUs without one."""
 
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,11 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 pytest.importorskip("triton")
 
 import triton_aot
+from triton.backends.compiler import GPUTarget
 
 from benchmarks import tune
 from dspark_kernels.cache import KVCache
 from dspark_kernels.integrations import fused_pass
-from dspark_kernels.triton import tiles
+from dspark_kernels.triton import config, tiles
 from dspark_kernels.triton.draft_blocks import draft_blocks
 from dspark_kernels.triton.fused_linear import fused_linear
 from dspark_kernels.triton.linear_topk import linear_topk
@@ -110,7 +114,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def report(request):
-    """What was compiled, {(source, options, capability): (sizes, code)}, printed at the end."""
+    """What was compiled, {(kernel, capability): (sizes, code)}, printed at the end."""
     compiled = {}
     yield compiled
     rows = ["", "| sm | sizes | kernel | registers | stack | shared KB | instructions |"]
@@ -130,14 +134,13 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
     """No spills and the tensor cores in bf16, and never more shared memory than there is."""
     sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
     call = globals()[f"call_{op}"]
-    launches = triton_aot.record(monkeypatch, capability, lambda: call(DTYPES[kind], *sizes))
-    assert launches
-    for launch in launches:
-        key = launch.source.hash(), str(launch.options), capability
-        if key in report:
+    kernels = triton_aot.launches(monkeypatch, capability, lambda: call(DTYPES[kind], *sizes))
+    assert kernels
+    for kernel in kernels:
+        if (kernel.hash, capability) in report:
             continue
-        code = triton_aot.compile_launch(launch, capability)
-        report[key] = f"{kind} {sizes}", code
+        code = triton_aot.code_of(kernel)
+        report[kernel.hash, capability] = f"{kind} {sizes}", code
         assert code.shared <= triton_aot.SHARED_MEMORY[capability], code
         if kind == "single" and code.kernel != "_logits_topk_kernel":
             continue  # float32 products run on the plain cores
@@ -159,9 +162,9 @@ def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
         rotary_append(qkv, *angles, norm, norm, 1e-6, *pages, int32s(1), int32s(1, 64), None)
         rotary_append(*packed, None, None, 0.0, *caches, int32s(1), None, int64s(1, 48))
 
-    for launch in triton_aot.record(monkeypatch, capability, call):
-        code = triton_aot.compile_launch(launch, capability)
-        report[launch.source.hash(), capability] = f"E {width}", code
+    for kernel in triton_aot.launches(monkeypatch, capability, call):
+        code = triton_aot.code_of(kernel)
+        report[kernel.hash, capability] = f"E {width}", code
         assert code.stack == 0, code
 
 
@@ -179,10 +182,43 @@ def test_kernels_of_a_layer(nodes, count, monkeypatch):
     cache = KVCache.contiguous(1, 1, 8192, 8, 128, torch.bfloat16, "meta")
     angles = [empty(1, nodes, 128)] * 2
     arguments = (cache.keys[0], cache.values[0], cache, int64s(1, nodes, 1), None, None)
-    launches = triton_aot.record(
+    kernels = triton_aot.launches(
         monkeypatch, 90, lambda: layer(empty(nodes, D), angles, *arguments)
     )
-    assert len(launches) == count, [launch.source.name for launch in launches]
+    assert len(kernels) == count, [kernel.name for kernel in kernels]
+
+
+def test_tune_compiles_ahead(monkeypatch, tmp_path):
+    """A process without a GPU fills the cache; the next one finds everything there."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    key = "fused_linear", "half", 90
+    entry = tiles.TILES[key][0]
+    counts = []
+    setting = GPUTarget("cuda", 90, 32), config.Device(90, triton_aot.SMS[90])
+    for _ in range(2):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context, tune.compile_only, setting) as compilers:
+            compilers.submit(tune.compile_entry, key, 0, entry).result()
+        counts.append(len(list(tmp_path.rglob("*.cubin"))))
+    assert counts[0] == counts[1] > 0
+
+
+def test_tune_walks_downhill(monkeypatch, capsys):
+    """To four warps, five stages and blocks of 256, from eight, three and 1024."""
+    key = "sample_logits", "single", 90
+    table = {key: [((tiles.ANY,), {"BLOCK_V": 1024}, 8, 3, 1)]}
+    monkeypatch.setattr(config, "TILES", table)
+
+    def duration(call, expected=None):
+        _, blocks, warps, stages, _ = table[key][0]
+        return 100.0 + abs(warps - 4) + 2 * abs(stages - 5) + abs(blocks["BLOCK_V"] - 256) / 64
+
+    monkeypatch.setattr(tune, "measure", duration)
+    monkeypatch.setattr(tune, "case", lambda *_: lambda: None)
+    compilers = SimpleNamespace(submit=lambda *_: SimpleNamespace(result=lambda: None))
+    tune.descend(key, 0, time.time() + 60, compilers)
+    assert table[key] == [((tiles.ANY,), {"BLOCK_V": 256}, 4, 5, 1)]
+    assert "120.0 -> 100.0 us" in capsys.readouterr().out
 
 
 def test_tune_writes_the_table_as_it_is():
