@@ -37,8 +37,8 @@ HEADER = '''\
 """The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
-linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M,) for
-fused_linear and (query rows per KV head, E) for tree_attention.
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M, columns of the
+output per SM) for fused_linear and (query rows per KV head, E) for tree_attention.
 
 `python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
 checked by compiling (`tests/test_triton_aot.py`).
@@ -75,8 +75,10 @@ def case(op, kind, sizes, device):
         weight = normal(5, D, D, dtype=dtype)
         return lambda: draft_blocks(hidden, weight, bias, None, None)
     if op == "fused_linear":
-        x, weights = normal(rows, D, dtype=dtype), normal(2, 14336, D, dtype=dtype)
-        return lambda: fused_linear(x, list(weights), [], None, 0.0, True, None)
+        x, gated = normal(rows, D, dtype=dtype), sizes[1] == tiles.ANY
+        width = 14336 if gated else sizes[1] * config.device_of(x).sms
+        weights = list(normal(1 + gated, width, D, dtype=dtype))
+        return lambda: fused_linear(x, weights, [], None, 0.0, gated, None)
     rows, width = min(sizes[0], 256), min(sizes[1], 256)
     batch, nodes, heads, group, slots = 4, rows // 4, 8, 4, 16384
     q = normal(batch, nodes, heads * group, width, dtype=torch.bfloat16 if kind == "fp8" else dtype)
@@ -193,7 +195,7 @@ def find_crossover(key):
     op, kind, _ = key
     largest = 0
     for rows in BATCHES:
-        call, durations = case(op, kind, (rows, 8), "cuda"), []
+        call, durations = case(op, kind, (rows, 8 if op == "linear_topk" else tiles.ANY), "cuda"), []
         for limit in (tiles.ANY, 0):
             config.CROSSOVER[key] = limit
             durations.append(measure(call))

@@ -46,6 +46,12 @@ def launches(monkeypatch, capability, call):
     return kernels
 
 
+def constant(kernel, name):
+    """The value of a kernel's constexpr; None if it has none of that name."""
+    names = kernel.src.fn.arg_names
+    return kernel.src.constants[names.index(name),] if name in names else None
+
+
 def code_of(kernel) -> Code:
     """Registers, stack, shared memory and instructions of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:

@@ -5,6 +5,7 @@ import torch
 from .._library import ops
 from ._check import FLOAT32, FLOATS, INT32, INT64, MAX_NODES, Check
 
+MAX_HEAD_DIM = 256
 FP8 = torch.float8_e4m3fn
 
 
@@ -31,7 +32,7 @@ def tree_attention(
     the nodes in its `ancestors` words (itself among them); its position is cache_seqlens[b] + d.
 
     Args:
-        q: [B, N, Hq, E] float32, bfloat16 or float16, or with `rows` [T, Hq, E]; N is 1 to 256.
+        q: [B, N, Hq, E] float32, bfloat16 or float16, or with `rows` [T, Hq, E]; N and E up to 256.
         k_cache, v_cache: [B, S, Hkv, E] with Hkv dividing Hq; or, with `block_table`,
             [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn.
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
@@ -61,6 +62,9 @@ def tree_attention(
     check.tensor("rows", rows, "B N", INT64, optional=True)
     nodes, (heads, head_dim) = (q if rows is None else rows).shape[1], q.shape[-2:]
     check.require(1 <= nodes <= MAX_NODES, "q", f"have 1 to {MAX_NODES} nodes (N)", f"N={nodes}")
+    check.require(
+        head_dim <= MAX_HEAD_DIM, "q", f"have head dimensions up to {MAX_HEAD_DIM}", head_dim
+    )
     cache_dims = "B S Hkv E" if block_table is None else "num_blocks block_size Hkv E"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         check.tensor(name, cache, cache_dims, (*FLOATS, FP8))

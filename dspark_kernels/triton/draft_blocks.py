@@ -22,8 +22,8 @@ def _draft_blocks_kernel(
     row = tl.program_id(1).to(tl.int64) * tile_rows + offset
     valid = (offset < tile_rows) & (row < R)
     update = weight_times_rows(
-        weight_ptr, None, weight_stride, row, valid, features_ptr, features_stride, known, 0, F, F,
-        BLOCK_D,
+        weight_ptr, None, weight_stride, row, valid, features_ptr, features_stride, known,
+        request < B, 0, F, F, BLOCK_D,
     )  # fmt: skip
     update += tl.load(bias_ptr + row, valid, other=0.0).to(tl.float32)[:, None]
     inside = valid[:, None] & (request < B)[None, :]

@@ -87,13 +87,13 @@ def _fused_linear_kernel(
     last = tl.minimum(first + share, D)
     if GATED:
         product, up = weight_times_rows(
-            weight_ptr, weight_1_ptr, weight_stride, row, valid, x_ptr, x_stride, known, first,
-            last, D, BLOCK_D,
+            weight_ptr, weight_1_ptr, weight_stride, row, valid, x_ptr, x_stride, known, line < M,
+            first, last, D, BLOCK_D,
         )  # fmt: skip
     else:
         product = weight_times_rows(
-            weight_ptr, None, weight_stride, row, valid, x_ptr, x_stride, known, first, last, D,
-            BLOCK_D,
+            weight_ptr, None, weight_stride, row, valid, x_ptr, x_stride, known, line < M, first,
+            last, D, BLOCK_D,
         )  # fmt: skip
         up = None
     if bias_ptr is not None:
@@ -151,7 +151,7 @@ def _fused(x, weights, biases, gated, residual, out):
     """Few rows: one pass over the weights."""
     (rows, depth), width = x.shape, out.shape[1]
     device = device_of(x)
-    chosen = tile("fused_linear", device, x.dtype, rows)
+    chosen = tile("fused_linear", device, x.dtype, rows, triton.cdiv(width, device.sms))
     block_m, block_v, block_d = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MVD")
     places = device.sms * chosen.per_sm
     _, tile_rows = balanced_tiles(width, block_v, places)

@@ -42,7 +42,8 @@ def _linear_topk_kernel(
         first = tl.cast(index, tl.int64) * tile_rows
         product = weight_times_rows(
             weight_ptr, None, weight_stride, first + offset,
-            offset < tl.minimum(tile_rows, V - first), x_ptr, x_stride, known, 0, D, D, BLOCK_D,
+            offset < tl.minimum(tile_rows, V - first), x_ptr, x_stride, known, rows < M, 0, D,
+            D, BLOCK_D,
         )  # fmt: skip
         tl.store(scratch_ptr + offset[:, None], product)
         tl.debug_barrier()

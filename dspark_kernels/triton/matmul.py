@@ -9,16 +9,16 @@ import triton.language as tl
 def _tile(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """The columns from d on of a tile of weights, [rows, BLOCK_D], zeros outside."""
     if D % BLOCK_D == 0:
-        return tl.load(ptrs + d, mask[:, None], other=0.0, eviction_policy="evict_first")
+        return tl.load(ptrs + d, mask[:, None], other=0.0)
     return tl.load(ptrs + d, mask[:, None] & (column < D - d)[None, :], other=0.0)
 
 
 @triton.jit
 def weight_times_rows(
-    weight_ptr, up_ptr, weight_stride, weight_rows, weight_mask, x_ptr, x_stride, x_rows,
+    weight_ptr, up_ptr, weight_stride, weight_rows, weight_mask, x_ptr, x_stride, x_rows, x_mask,
     first, last, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """weight[weight_rows] · x[x_rows]ᵀ as float32 [BLOCK_V, BLOCK_M]; rows int64, x_rows in range.
+    """weight[weight_rows] · x[x_rows]ᵀ as float32 [BLOCK_V, BLOCK_M], rows int64; zeros unmasked.
 
     The sum goes over the columns from first to last, multiples of BLOCK_D except where last is D.
     With `up_ptr`, a second weight, the products of both: a tile of x is then read once for two.
@@ -35,9 +35,9 @@ def weight_times_rows(
     for d in range(first, last, BLOCK_D):
         w = _tile(weight_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
         if D % BLOCK_D == 0:
-            x = tl.load(x_ptrs + d, eviction_policy="evict_last")
+            x = tl.load(x_ptrs + d, x_mask[None, :], other=0.0)
         else:
-            x = tl.load(x_ptrs + d, (column < D - d)[:, None], other=0.0)
+            x = tl.load(x_ptrs + d, (column < D - d)[:, None] & x_mask[None, :], other=0.0)
         acc = tl.dot(w, x, acc, input_precision="ieee")
         if up_ptr is not None:
             w = _tile(up_ptr + offsets, d, weight_mask, column, D, BLOCK_D)

@@ -33,7 +33,7 @@ def _rotary_append_kernel(
     rows_ptr, out_ptr, N, capacity, num_blocks,
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, MAX_BLOCKS: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Token program_id(0) of [B, N], heads program_id(1)·BLOCK_H and on."""
     token = tl.program_id(0).to(tl.int64)
@@ -44,8 +44,9 @@ def _rotary_append_kernel(
     slot = tl.load(seqlens_ptr + batch).to(tl.int64) + node
     block, place, fits = batch, slot, slot < capacity
     if table_ptr is not None:
-        entry = tl.minimum(slot // BLOCK_SIZE, MAX_BLOCKS - 1)
-        block = tl.load(table_ptr + batch * MAX_BLOCKS + entry).to(tl.int64)
+        max_blocks = capacity // BLOCK_SIZE
+        entry = tl.minimum(slot // BLOCK_SIZE, max_blocks - 1)
+        block = tl.load(table_ptr + batch * max_blocks + entry).to(tl.int64)
         place = slot % BLOCK_SIZE
         fits &= (block >= 0) & (block < num_blocks)
 
@@ -104,7 +105,7 @@ def rotary_append(
             block_table, rows, out, nodes, max_blocks * block_size, blocks,
             *k_cache.stride()[:3], *v_cache.stride()[:3],
             Q_HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, E=head_dim,
-            BLOCK_E=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=block_size,
-            MAX_BLOCKS=max_blocks, BLOCK_H=BLOCK_H,
+            BLOCK_E=triton.next_power_of_2(head_dim // 2),
+            BLOCK_SIZE=1 if block_table is None else block_size, BLOCK_H=BLOCK_H,
         )  # fmt: skip
     return out

@@ -1,8 +1,8 @@
 """The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
-linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M,) for
-fused_linear and (query rows per KV head, E) for tree_attention.
+linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M, columns of the
+output per SM) for fused_linear and (query rows per KV head, E) for tree_attention.
 
 `python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
 checked by compiling (`tests/test_triton_aot.py`).
@@ -93,25 +93,30 @@ TILES = {
         ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("fused_linear", "half", 80): [
-        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 1),
-        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 3, 1),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 32, "BLOCK_D": 128}, 4, 4, 2),
+        ((16, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 1),
+        ((ANY, ANY), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 3, 1),
     ],
     ("fused_linear", "half", 90): [
-        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
-        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 2),
+        ((16, 32), {"BLOCK_M": 16, "BLOCK_V": 16, "BLOCK_D": 256}, 4, 5, 2),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 32, "BLOCK_D": 128}, 4, 6, 2),
+        ((16, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+        ((ANY, ANY), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 4, 4, 2),
     ],
     ("fused_linear", "half", 100): [
-        ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
-        ((ANY,), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 4, 2),
+        ((16, 32), {"BLOCK_M": 16, "BLOCK_V": 16, "BLOCK_D": 256}, 4, 5, 2),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 32, "BLOCK_D": 128}, 4, 6, 2),
+        ((16, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 2),
+        ((ANY, ANY), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 4, 2),
     ],
     ("fused_linear", "single", 80): [
-        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+        ((ANY, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("fused_linear", "single", 90): [
-        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+        ((ANY, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("fused_linear", "single", 100): [
-        ((ANY,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
+        ((ANY, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32}, 8, 3, 2),
     ],
     ("tree_attention", "half", 80): [
         ((32, 128), {"BLOCK_M": 32, "BLOCK_N": 64}, 4, 2, 2),

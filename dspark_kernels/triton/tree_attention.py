@@ -17,7 +17,7 @@ from .config import device_of, tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-MAX_SPLITS, MIN_SLOTS = 64, 256  # shares of a request at most, slots of a share at least
+MAX_SPLITS = 64  # shares of a request
 
 
 @triton.jit
@@ -81,9 +81,8 @@ def _tree_attention_kernel(
     q_stride_b, q_stride_n, q_stride_h,
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
-    WORDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, MAX_BLOCKS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, TAIL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
     kv_head = (tl.program_id(1) % KV_HEADS).to(tl.int64)
@@ -104,7 +103,7 @@ def _tree_attention_kernel(
     k_ptr += kv_head * k_stride_h
     v_ptr += kv_head * v_stride_h
     if table_ptr is not None:
-        table_ptr += batch * MAX_BLOCKS
+        table_ptr += batch * (capacity // BLOCK_SIZE)
     else:
         k_ptr += batch * k_stride_block
         v_ptr += batch * v_stride_block
@@ -175,16 +174,16 @@ def _tree_attention_kernel(
     tl.store(lse_ptr + out, (shift + tl.log2(total)) * LN_2, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_splits_kernel(
-    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr,
-    E: tl.constexpr, BLOCK_E: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
+    parts_ptr, parts_lse_ptr, out_ptr, lse_ptr, splits,
+    E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One row: the mean of its parts [SPLITS, rows, E], weighted by exp(logsumexp)."""
+    """One row: the mean of its parts [splits, rows, E], weighted by exp(logsumexp)."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     split, column = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_E)
     place = split.to(tl.int64) * rows + row
-    lse = tl.load(parts_lse_ptr + place, split < SPLITS, other=float("-inf"))
+    lse = tl.load(parts_lse_ptr + place, split < splits, other=float("-inf"))
     maximum = tl.max(lse, axis=0)
     shift = tl.where(maximum == float("-inf"), 0.0, maximum)
     weights = tl.exp(lse - shift)
@@ -196,12 +195,17 @@ def _merge_splits_kernel(
     tl.store(lse_ptr + row, shift + tl.log(total))
 
 
-def split_count(programs: int, slots: int, places: int) -> int:
-    """The fewest splits that fill the GPU's `places` at least 85 % as well as the best number."""
-    most = max(1, min(MAX_SPLITS, slots // MIN_SLOTS))
-    waves = [programs * splits / places for splits in range(1, most + 1)]
-    efficiency = [wave / math.ceil(wave) for wave in waves]
-    return next(i for i, e in enumerate(efficiency, 1) if e >= 0.85 * max(efficiency))
+def split_count(programs: int, tiles: int, places: int) -> int:
+    """The fewest splits within 15 % of the best time, in tiles that a place works through.
+
+    programs: without splits; tiles: of the prefix, of which a split has two at least.
+    """
+    most = max(1, min(MAX_SPLITS, tiles // 2))
+    times = [
+        math.ceil(tiles / splits) * math.ceil(programs * splits / places)
+        for splits in range(1, most + 1)
+    ]
+    return next(i for i, time in enumerate(times, 1) if time <= 1.15 * min(times))
 
 
 def _unit_stride(tensor):
@@ -224,12 +228,11 @@ def tree_attention(
     max_blocks = 1 if block_table is None else block_table.shape[1]
     group = heads // kv_heads
     device = device_of(q)
-    dtype = k_cache.dtype if k_cache.dtype == torch.float8_e4m3fn else q.dtype
+    dtype = q.dtype if q.dtype == torch.float32 else k_cache.dtype  # float32 on the plain cores
     chosen = tile("tree_attention", device, dtype, nodes * group, head_dim)
     grid = (triton.cdiv(nodes * group, chosen.blocks["BLOCK_M"]), batch * kv_heads)
-    splits = split_count(
-        max(1, grid[0] * grid[1]), max_blocks * block_size, device.sms * chosen.per_sm
-    )
+    tiles = triton.cdiv(max_blocks * block_size, chosen.blocks["BLOCK_N"])
+    splits = split_count(max(1, grid[0] * grid[1]), tiles, device.sms * chosen.per_sm)
     out, lse = (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty(q.shape[:-1], dtype=torch.float32),
@@ -249,14 +252,14 @@ def tree_attention(
             max_blocks * block_size, blocks, window, 0 if q.dim() == 3 else q.stride(0),
             *q.stride()[-3:-1], *k_cache.stride()[:3], *v_cache.stride()[:3],
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
-            WORDS=ancestors.shape[2], BLOCK_SIZE=block_size, MAX_BLOCKS=max_blocks,
+            WORDS=ancestors.shape[2], BLOCK_SIZE=1 if block_table is None else block_size,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
             TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
             **options,
         )  # fmt: skip
         if splits > 1:
             _merge_splits_kernel[(lse.numel(),)](
-                parts, parts_lse, out, lse, E=head_dim, BLOCK_E=block_e, SPLITS=splits,
+                parts, parts_lse, out, lse, splits, E=head_dim, BLOCK_E=block_e,
                 BLOCK_S=triton.next_power_of_2(splits),
             )  # fmt: skip
     return out, lse
