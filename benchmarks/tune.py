@@ -195,7 +195,10 @@ def find_crossover(key):
     op, kind, _ = key
     largest = 0
     for rows in BATCHES:
-        call, durations = case(op, kind, (rows, 8 if op == "linear_topk" else tiles.ANY), "cuda"), []
+        call, durations = (
+            case(op, kind, (rows, 8 if op == "linear_topk" else tiles.ANY), "cuda"),
+            [],
+        )
         for limit in (tiles.ANY, 0):
             config.CROSSOVER[key] = limit
             durations.append(measure(call))

@@ -84,8 +84,8 @@ def test_definition_a_longer_match_wins_over_a_later_one():
 @pytest.mark.backend
 @settings(max_examples=200, deadline=None)
 @given(histories, options)
-def test_backend_is_plain_loops(rows, options):
-    check(public, rows, **options)
+def test_backend_is_plain_loops(device, rows, options):
+    check(public, rows, device, **options)
 
 
 @pytest.mark.backend

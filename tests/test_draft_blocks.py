@@ -66,6 +66,8 @@ def test_definition_is_plain_loops(features, scaled):
         (9, 4, 48, None),
         (33, 2, 31, 65),
         (65, 2, 20, None),
+        (5, 2, 512, None),
+        (20, 2, 64, 512),
     ],
 )
 def test_shapes(B, H, D, F, scaled, dtype, device):

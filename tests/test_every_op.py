@@ -11,12 +11,12 @@ WIDE = 1536  # of a gated MLP: its second half is summed in parts
 Q = 9  # tokens of a path, many of them below the heads
 
 
-@pytest.fixture
-def inputs(device):
-    """The tensors of one step in float16, and two KV caches."""
+@pytest.fixture(params=[torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def inputs(request, device):
+    """The tensors of one step, and two KV caches."""
     g = torch.Generator().manual_seed(0)
 
-    def normal(*shape, dtype=torch.float16):
+    def normal(*shape, dtype=request.param):
         return torch.randn(*shape, generator=g).mul(0.3).to(device, dtype)
 
     def integers(high, *shape, dtype=torch.int64):

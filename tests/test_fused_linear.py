@@ -77,6 +77,7 @@ SHAPES = [
     (1, 576, (576, 192, 192)), (1, 1, (1,)), (2, 33, (50, 7)), (5, 64, (48,)), (8, 100, (13,)),
     (9, 65, (49, 1, 2, 3)), (16, 576, (96,)), (17, 40, (100,)), (33, 31, (20,)), (64, 97, (30,)),
     (65, 200, (17, 60)), (140, 50, (51,)), (3, 1100, (20, 5)), (270, 12, (6, 3)),
+    (32, 512, (96, 40)), (64, 1024, (130,)),
 ]  # fmt: skip
 
 
@@ -92,6 +93,7 @@ def test_shapes(M, D, columns, around, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("M", "D", "N"), [
     (1, 64, 5), (7, 33, 48), (20, 60, 99), (70, 24, 50), (4, 1536, 21), (260, 7, 3),
+    (40, 1024, 70),
 ])  # fmt: skip
 def test_gated(M, D, N, dtype, device):
     check(inputs(M, D, (N, N), True, True, True, True, dtype, device=device))

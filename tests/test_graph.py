@@ -179,9 +179,13 @@ def test_on_the_cpu_functions_are_called_as_they_are():
 @pytest.mark.cuda
 @torch.inference_mode()
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLING], ids=["greedy", "sampled"])
-def test_replayed_steps_are_the_eager_ones(sampling, device):
+@pytest.mark.parametrize("layers", ["the model's own layers", "fused layers"])
+def test_replayed_steps_are_the_eager_ones(layers, sampling, device):
     """Every step of a run from its graph, beside the same step as it is: the same bits."""
     target = TransformersTarget(tiny_model().to(device))
+    assert target.fused is not None
+    if layers != "fused layers":
+        target.fused = None
     draft = bound_draft(target)
     eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40) for _ in range(2))
     graphs = Graphs(replayed.history.device)

@@ -168,6 +168,9 @@ SHAPES = [  # B, N, Hq, Hkv, E, S
     (1, 64, 2, 1, 16, 64),
     (1, 65, 2, 2, 16, 100),
     (1, 128, 1, 1, 16, 140),
+    (1, 64, 8, 2, 128, 900),
+    (2, 33, 8, 2, 64, 700),
+    (1, 40, 8, 2, 192, 300),
 ]
 
 
@@ -331,7 +334,8 @@ def test_packed_rows(nodes, block_size, dtype, device):
     all_out, all_lse = dspark_kernels.tree_attention(**dense, return_lse=True)
     out, lse = dspark_kernels.tree_attention(**arguments, return_lse=True)
     rows = arguments["rows"]
-    assert_close(out[rows[rows >= 0]], all_out[rows >= 0], all_out[rows >= 0])
+    rounded = all_out[rows >= 0] * (1 + EPSILON[dtype] / 2)  # two kernels: an ulp apart
+    assert_close(out[rows[rows >= 0]], all_out[rows >= 0], rounded)
     assert_close(lse[rows[rows >= 0]], all_lse[rows >= 0], all_lse[rows >= 0])
 
 
@@ -355,6 +359,7 @@ def test_a_request_does_not_depend_on_the_others(device):
         ({"q": torch.zeros(2, 7, 4, 16).double()}, TypeError, "q must have dtype float32"),
         ({"q": torch.zeros(2, 0, 4, 16)}, ValueError, r"q must have 1 to 256 nodes \(N\), got N=0"),
         ({"q": torch.zeros(2, 257, 4, 16)}, ValueError, "q must have 1 to 256 nodes"),
+        ({"q": torch.zeros(2, 7, 4, 257)}, ValueError, "q must have head dimensions up to 256"),
         ({"k_cache": torch.zeros(2, 60, 2, 8)}, ValueError, "k_cache must have shape .* E=16"),
         (
             {"k_cache": torch.zeros(2, 60, 2, 16).half()},
