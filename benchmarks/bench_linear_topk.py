@@ -26,13 +26,17 @@ GPU = (
     *((151936, 4096, M, K, False) for M in (4, 16, 64, 128, 256)),
     *((151936, 4096, M, 1, True) for M in (1, 64)),
     (151936, 4096, 16, K, True),
+    *((151936, 4096, M, 48, False) for M in (5, 40)),  # the heads of a draft
     (49152, 576, 16, K, False),
 )
 
 
-def plain(x, weight, *noise):
-    logits = torch.nn.functional.linear(x, weight)
-    return *logits.topk(K, dim=1), logits.logsumexp(dim=1)
+def plain(k):
+    def call(x, weight, *noise):
+        logits = torch.nn.functional.linear(x, weight)
+        return *logits.topk(k, dim=1), logits.logsumexp(dim=1)
+
+    return call
 
 
 def drawn(x, weight, temperature, *_):
@@ -50,6 +54,11 @@ def flash_sampling(x, weight, temperature, *_):
     )
 
 
+def tops(k):
+    """The alternatives to ranking."""
+    return {"F.linear, logsumexp, topk": plain(k), "the same compiled": compiled(plain(k))}
+
+
 def draws(device):
     """The alternatives to drawing one id per row."""
     others = {"FlashSampling": flash_sampling} if installed("fused_mm_sampling", device) else {}
@@ -57,7 +66,6 @@ def draws(device):
 
 
 def cases(device, dtype):
-    tops = {"F.linear, logsumexp, topk": plain, "the same compiled": compiled(plain)}
     for V, D, M, k, noisy in GPU if device == "cuda" else CPU:
 
         def make(seed, V=V, D=D, M=M, noisy=noisy):
@@ -76,10 +84,10 @@ def cases(device, dtype):
             return dspark_kernels.linear_topk(x, weight, k, **dict(zip(names, noise, strict=True)))
 
         yield Case(
-            shape=f"V {V} D {D} M {M}{' noise' if noisy else ''}{' k 1' if k == 1 else ''}",
+            shape=f"V {V} D {D} M {M}{' noise' if noisy else ''}{f' k {k}' if k != K else ''}",
             make=make,
             ours=ours,
-            baselines=draws(device) if k == 1 else tops,
+            baselines=draws(device) if k == 1 else tops(k),
             expected=expected,
             bytes=V * D * dtype.itemsize,
             flops=2 * M * V * D,

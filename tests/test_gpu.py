@@ -29,8 +29,11 @@ def to(value, device):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_glm_tree_many_random_trees(seed, dtype, device):
+    rank = 16 * (seed + 1)  # for tensor cores
+    if dtype == torch.float32:
+        rank -= 3
     inputs = glm_inputs(
-        B=256, H=4, C=8 + 5 * seed, R=16 * (seed + 1) - 3 * (dtype == torch.float32), V=200, P=seed, Q=6, N=20 + 25 * seed,
+        B=256, H=4, C=8 + 5 * seed, R=rank, V=200, P=seed, Q=6, N=20 + 25 * seed,
         seed=seed, dtype=dtype,
     )  # fmt: skip
     expected = DraftTree(*reference.glm_tree(*inputs.values()))

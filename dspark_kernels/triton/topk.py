@@ -9,6 +9,7 @@ import triton.language as tl
 
 from .noise import gumbel
 
+MANY = tl.constexpr(8)  # rounds that cost more than sorting
 LOWEST, HIGHEST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
 
@@ -60,11 +61,18 @@ def _keep_best(top, packed, K: tl.constexpr):
     """The K largest of the distinct values of top [BLOCK_M, BLOCK_K] and packed [BLOCK_V, BLOCK_M].
 
     As many rounds as the row with the most new entries needs: none for a tile below all thresholds.
+    Where that is many, as in a first tile, both are sorted instead: of two lists of K in opposite
+    orders, the larger of each pair are the K largest of all.
     """
     threshold = tl.min(top, axis=1)
     entering = tl.sum((packed > threshold[None, :]).to(tl.int32), axis=0)
+    rounds = tl.minimum(tl.max(entering, axis=0), K)
+    if K > MANY and packed.shape[0] >= top.shape[1]:
+        if rounds > MANY:
+            top = tl.maximum(tl.sort(top), tl.topk(tl.trans(packed), top.shape[1]))
+            rounds = 0
     below = tl.full(threshold.shape, HIGHEST, tl.int64)
-    for _ in range(tl.minimum(tl.max(entering, axis=0), K)):
+    for _ in range(rounds):
         below = tl.max(tl.where(packed < below[None, :], packed, LOWEST), axis=0)
         replaced = (top == threshold[:, None]) & (below > threshold)[:, None]
         top = tl.where(replaced, below[:, None], top)
