@@ -37,15 +37,15 @@ TILES = {
         ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 8, 3, 1),
     ],
     ("linear_topk", "half", 90): [
-        ((16, 16), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 5, 2),
-        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 128}, 8, 6, 1),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 4, 3, 2),
         ((32, 16), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 4, 2),
         ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 4, 2),
         ((ANY, 16), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 16}, 4, 4, 2),
         ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 256, "BLOCK_D": 64, "SLICE": 64}, 8, 4, 1),
     ],
     ("linear_topk", "half", 100): [
-        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 4, 3, 2),
+        ((16, 16), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 5, 2),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 128}, 8, 6, 1),
         ((32, 16), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 4, 2),
         ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 4, 2),
         ((ANY, 16), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 16}, 4, 4, 2),
