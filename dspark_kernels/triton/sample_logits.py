@@ -2,7 +2,8 @@
 
 Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or
 less than top_p of the mass. The floor is the lowest such value, found among the bit patterns of
-float32 in 8 passes of 16 intervals.
+float32 in 8 passes of 16 intervals. A pass is a launch, in which several programs share a row; what
+they count is added up, in a fixed order, by the next one.
 """
 
 import torch
@@ -15,6 +16,7 @@ from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
+MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
 
 
 @triton.jit
@@ -32,67 +34,162 @@ def _weigh(x, shift, floor, MASS: tl.constexpr):
     return tl.where(x >= floor, weight, 0.0)
 
 
-@triton.jit
-def _lowest_kept(
-    row_ptr, V, temperature, limit, shift, floor, MASS: tl.constexpr, BLOCK_V: tl.constexpr
+@triton.jit(do_not_specialize=["V"])
+def _highest_kernel(
+    logits_ptr, temperature_ptr, highest_ptr, V, logits_stride, BLOCK_V: tl.constexpr
 ):  # fmt: skip
-    """The lowest value of the row above which there is less than `limit`.
-
-    Among all int32 b in the order of floats, that is the smallest for which the weight above b is
-    below the limit; each pass narrows b to one of 16 intervals.
-    """
-    low, width = tl.cast(-(2**31), tl.int64), tl.cast(2**32, tl.int64)
-    for _ in range(PASSES):
-        width = width // INTERVALS
-        last = low + (tl.arange(0, INTERVALS) + 1) * width - 1  # of each interval
-        above = tl.zeros((INTERVALS,), tl.float32)
-        for start in range(0, V, BLOCK_V):
-            x = _load_scaled(row_ptr, start + tl.arange(0, BLOCK_V), V, temperature)
-            higher = ordered_bits(x).to(tl.int64)[None, :] > last[:, None]
-            weight = _weigh(x, shift, floor, MASS)
-            above += tl.sum(tl.where(higher, weight[None, :], 0.0), axis=1)
-        low += tl.sum((above >= limit).to(tl.int64), axis=0) * width
-    return value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
-
-
-@triton.jit
-def _floor_kernel(
-    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, floor_ptr, V, logits_stride,
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """The lowest logits / τ that top-k, top-p and min-p of one row keep."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = logits_ptr + row * logits_stride
+    """The highest logits / τ of a row in part program_id(1): highest [rows, parts]."""
+    row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     temperature = tl.load(temperature_ptr + row)
-    floor = tl.cast(float("-inf"), tl.float32)
+    highest = tl.full((BLOCK_V,), float("-inf"), tl.float32)
     if temperature > 0.0:
-        highest = tl.full((BLOCK_V,), float("-inf"), tl.float32)
-        for start in range(0, V, BLOCK_V):
-            x = _load_scaled(row_ptr, start + tl.arange(0, BLOCK_V), V, temperature)
+        for start in range(part * BLOCK_V, V, parts * BLOCK_V):
+            column = start + tl.arange(0, BLOCK_V)
+            x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             highest = tl.maximum(highest, x)
-        maximum = tl.max(highest, axis=0)
-        shift = finite_or_zero(maximum)
-        if top_k_ptr is not None:
-            k = tl.load(top_k_ptr + row)
-            if (k > 0) & (k < V):
-                floor = _lowest_kept(
-                    row_ptr, V, temperature, k.to(tl.float32), shift, floor, False, BLOCK_V
-                )
-        if top_p_ptr is not None:
-            p = tl.load(top_p_ptr + row)
-            if p < 1.0:
-                mass = tl.zeros((BLOCK_V,), tl.float32)
-                for start in range(0, V, BLOCK_V):
-                    x = _load_scaled(row_ptr, start + tl.arange(0, BLOCK_V), V, temperature)
-                    mass += _weigh(x, shift, floor, True)
-                limit = tl.maximum(p * tl.sum(mass, axis=0), 1e-38)  # the highest always stays
-                nucleus = _lowest_kept(row_ptr, V, temperature, limit, shift, floor, True, BLOCK_V)
-                floor = tl.maximum(floor, nucleus)
-        if min_p_ptr is not None:
-            p = tl.load(min_p_ptr + row)
-            floor = tl.maximum(floor, maximum + tl.log(tl.maximum(p, 0.0)))
-        floor = tl.minimum(floor, maximum)
-    tl.store(floor_ptr + row, floor)
+    tl.store(highest_ptr + row * parts + part, tl.max(highest, axis=0))
+
+
+@triton.jit
+def _highest(highest_ptr, row, parts, BLOCK_P: tl.constexpr):
+    """The highest logits / τ of a row."""
+    part = tl.arange(0, BLOCK_P)
+    highest = tl.load(highest_ptr + row * parts + part, part < parts, other=float("-inf"))
+    return tl.max(highest, axis=0)
+
+
+@triton.jit
+def _cuts(cut_ptr, row, temperature, V, MASS: tl.constexpr):
+    """Whether top-k (or with MASS top-p) leaves out anything of a row."""
+    cut = tl.load(cut_ptr + row)
+    if MASS:
+        return (temperature > 0.0) & (cut < 1.0)
+    else:
+        return (temperature > 0.0) & (cut > 0) & (cut < V)
+
+
+@triton.jit
+def _narrow(
+    cut_ptr, above_ptr, total_ptr, low, width, row, parts, MASS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The start of that one of the intervals from `low` on in which the value looked for lies.
+
+    Among all int32 b in the order of floats it is the smallest for which the weight above b is
+    below the limit: above [rows, parts, INTERVALS] holds the weights above the intervals' ends.
+    """
+    part = tl.arange(0, BLOCK_P)
+    place, known = row * parts + part, part < parts
+    limit = tl.load(cut_ptr + row).to(tl.float32)
+    if MASS:
+        total = tl.sum(tl.load(total_ptr + place, known, other=0.0), axis=0)
+        limit = tl.maximum(limit * total, 1e-38)  # the highest always stays
+    above_ptrs = above_ptr + place[:, None] * INTERVALS + tl.arange(0, INTERVALS)[None, :]
+    above = tl.sum(tl.load(above_ptrs, known[:, None], other=0.0), axis=0)
+    return low + tl.sum((above >= limit).to(tl.int64), axis=0) * width
+
+
+@triton.jit(do_not_specialize=["V", "number"])
+def _pass_kernel(
+    logits_ptr, temperature_ptr, cut_ptr, highest_ptr, floor_ptr, low_ptr, above_ptr, total_ptr,
+    V, logits_stride, number, MASS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Pass `number` over a row's part program_id(1).
+
+    low [PASSES, rows] is where its intervals start, above [PASSES, rows, parts, INTERVALS] the
+    weights above their ends, total [rows, parts] all weight. Only what is at least `floor` counts.
+    """
+    row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    rows = tl.num_programs(0)
+    temperature = tl.load(temperature_ptr + row)
+    if _cuts(cut_ptr, row, temperature, V, MASS):
+        width = tl.cast(1, tl.int64) << (4 * (PASSES - 1 - number))
+        low = tl.cast(-(2**31), tl.int64)
+        if number > 0:
+            before = number - 1
+            above = above_ptr + before.to(tl.int64) * rows * parts * INTERVALS
+            low = tl.load(low_ptr + before * rows + row)
+            low = _narrow(
+                cut_ptr, above, total_ptr, low, width * INTERVALS, row, parts, MASS, BLOCK_P
+            )
+        if part == 0:
+            tl.store(low_ptr + number * rows + row, low)
+        last = low + (tl.arange(0, INTERVALS) + 1) * width - 1  # of each interval
+        shift = finite_or_zero(_highest(highest_ptr, row, parts, BLOCK_P))
+        floor = tl.cast(float("-inf"), tl.float32)
+        if floor_ptr is not None:
+            floor = tl.load(floor_ptr + row)
+        above = tl.zeros((INTERVALS, BLOCK_V), tl.float32)
+        total = tl.zeros((BLOCK_V,), tl.float32)
+        for start in range(part * BLOCK_V, V, parts * BLOCK_V):
+            column = start + tl.arange(0, BLOCK_V)
+            x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
+            weight = _weigh(x, shift, floor, MASS)
+            higher = ordered_bits(x)[None, :] > last.to(tl.int32)[:, None]
+            above += tl.where(higher, weight[None, :], 0.0)
+            total += weight
+        out = (number.to(tl.int64) * rows + row) * parts + part
+        tl.store(above_ptr + out * INTERVALS + tl.arange(0, INTERVALS), tl.sum(above, axis=1))
+        if MASS:
+            if number == 0:
+                tl.store(total_ptr + row * parts + part, tl.sum(total, axis=0))
+
+
+@triton.jit(do_not_specialize=["V", "parts"])
+def _floor_kernel(
+    temperature_ptr, cut_ptr, highest_ptr, before_ptr, low_ptr, above_ptr, total_ptr, min_p_ptr,
+    floor_ptr, V, parts, MASS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The lowest logits / τ that a row keeps: after a search, after `before`, and with min-p."""
+    row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    temperature = tl.load(temperature_ptr + row)
+    highest = _highest(highest_ptr, row, parts, BLOCK_P)
+    floor = tl.cast(float("-inf"), tl.float32)
+    if before_ptr is not None:
+        floor = tl.load(before_ptr + row)
+    if cut_ptr is not None:
+        if _cuts(cut_ptr, row, temperature, V, MASS):
+            last = (PASSES - 1) * rows
+            above = above_ptr + last.to(tl.int64) * parts * INTERVALS
+            low = _narrow(
+                cut_ptr, above, total_ptr, tl.load(low_ptr + last + row), 1, row, parts, MASS,
+                BLOCK_P,
+            )  # fmt: skip
+            lowest = value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
+            floor = tl.maximum(floor, lowest)
+    if min_p_ptr is not None:
+        p = tl.load(min_p_ptr + row)
+        floor = tl.maximum(floor, highest + tl.log(tl.maximum(p, 0.0)))
+    tl.store(floor_ptr + row, tl.minimum(floor, highest))
+
+
+def _floor(logits, temperature, top_k, top_p, min_p):
+    """The lowest logits / τ that top-k, top-p and min-p keep, float32 [rows]."""
+    rows, vocabulary = logits.shape
+    chosen = tile("sample_logits", device_of(logits), torch.float32, vocabulary)
+    parts = min(triton.cdiv(vocabulary, chosen.blocks["BLOCK_V"]), MAX_PARTS)
+    grid, block_p = (rows, parts), triton.next_power_of_2(parts)
+    highest, total = (logits.new_empty(rows, parts, dtype=torch.float32) for _ in range(2))
+    low = logits.new_empty(PASSES.value, rows, dtype=torch.int64)
+    above = logits.new_empty(PASSES.value, rows, parts, INTERVALS.value, dtype=torch.float32)
+    _highest_kernel[grid](
+        logits, temperature, highest, vocabulary, logits.stride(0), **chosen.options()
+    )
+    floor = None
+    searches = [(cut, cut is top_p) for cut in (top_k, top_p) if cut is not None]
+    for index, (cut, mass) in enumerate(searches or [(None, False)]):
+        for number in range(PASSES.value if searches else 0):
+            _pass_kernel[grid](
+                logits, temperature, cut, highest, floor, low, above, total, vocabulary,
+                logits.stride(0), number, MASS=mass, BLOCK_P=block_p, **chosen.options(),
+            )  # fmt: skip
+        before, floor = floor, logits.new_empty(rows, dtype=torch.float32)
+        _floor_kernel[(rows,)](
+            temperature, cut, highest, before, low, above, total,
+            min_p if index + 1 >= len(searches) else None, floor, vocabulary, parts, MASS=mass,
+            BLOCK_P=block_p,
+        )  # fmt: skip
+    return floor
 
 
 def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
@@ -104,11 +201,7 @@ def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
     floor = None
     with torch.cuda.device_of(logits):
         if temperature is not None and any(cut is not None for cut in cuts):
-            floor = logits.new_empty(rows, dtype=torch.float32)
-            chosen = tile("sample_logits", device_of(logits), torch.float32, vocabulary)
-            _floor_kernel[(rows,)](
-                logits, noise[0], *cuts, floor, vocabulary, logits.stride(0), **chosen.options()
-            )
+            floor = _floor(logits, noise[0], *cuts)
         ranking = LogitsRanking(logits, rows, vocabulary, 1)
         ranking.add(logits, noise, floor=floor)
         _, ids, _ = merge_partials(ranking.packed, ranking.logsumexp, 1)

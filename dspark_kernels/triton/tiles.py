@@ -70,13 +70,13 @@ TILES = {
         ((64,), {"BLOCK_M": 1, "BLOCK_V": 1024}, 4, 2, 4),
     ],
     ("sample_logits", "single", 80): [
-        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+        ((ANY,), {"BLOCK_V": 512}, 4, 2, 1),
     ],
     ("sample_logits", "single", 90): [
-        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+        ((ANY,), {"BLOCK_V": 512}, 4, 2, 1),
     ],
     ("sample_logits", "single", 100): [
-        ((ANY,), {"BLOCK_V": 1024}, 8, 2, 1),
+        ((ANY,), {"BLOCK_V": 512}, 4, 2, 1),
     ],
     ("draft_blocks", "half", 80): [
         ((16,), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 1),
