@@ -87,31 +87,25 @@ struct GlmWorkspace {
   DSPARK_FORCE_INLINE float* states(int level) const { return level % 2 == 0 ? even : odd; }
 };
 
-// The first `left` of kWidth numbers, zeros for the others.
-template <class G, typename T>
-DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
-  if (left >= G::kWidth) return G::load(from);
-  return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
-}
-
 // to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; zeros where a row
-// is null and for the padding.
+// is null and for the padding. Neighbouring members take neighbouring rows: they store side by
+// side.
 template <class G, class Row>
 DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
                                   const Row& row) {
-  auto team = g.team();
-  for (int first = team.index() * G::kWidth; first < pitch; first += team.count() * G::kWidth) {
-    for (int k = team.lane() * G::kWidth; k < padded(depth); k += team.size() * G::kWidth) {
-      typename G::Vector block[G::kWidth];
-      DSPARK_UNROLL
-      for (int i = 0; i < G::kWidth; ++i) {
-        const auto* from = first + i < count ? row(first + i) : nullptr;
-        block[i] = from == nullptr ? G::splat(0.0f) : load_some<G>(from + k, depth - k);
-      }
-      G::transpose(block);
-      DSPARK_UNROLL
-      for (int j = 0; j < G::kWidth; ++j) G::store(to + (k + j) * pitch + first, block[j]);
-    }
+  const int across = pitch / G::kWidth, blocks = across * (padded(depth) / G::kWidth);
+  for (int item = g.lane(); item < blocks; item += g.size()) {
+    const int first = item % across * G::kWidth, k = item / across * G::kWidth;
+    decltype(row(0)) rows[G::kWidth];  // without branches, so that they are found side by side
+    DSPARK_UNROLL
+    for (int i = 0; i < G::kWidth; ++i) rows[i] = row(first + i < count ? first + i : count - 1);
+    DSPARK_UNROLL
+    for (int i = 0; i < G::kWidth; ++i) rows[i] = first + i < count ? rows[i] : nullptr;
+    typename G::Vector block[G::kWidth];
+    G::load_rows(rows, k, depth - k, block);
+    G::transpose(block);
+    DSPARK_UNROLL
+    for (int j = 0; j < G::kWidth; ++j) G::store(to + (k + j) * pitch + first, block[j]);
   }
   g.sync();
 }

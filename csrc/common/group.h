@@ -15,6 +15,9 @@
 //   Vector, kWidth               that many floats; conditions on Vectors are Masks
 //   Vector load(const T*), load_first(const T*, n), splat(float)
 //   Vector load_own(const float*)   from the workspace, at a multiple of kWidth
+//   void load_rows(const T* const rows[kWidth], int k, int left, Vector block[kWidth])
+//                                numbers k .. k + kWidth - 1 of each row, k a multiple of kWidth;
+//                                zeros for a null row and beyond the first `left`
 //   void prefetch(const void*), void store(float*, Vector)
 //   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
 //   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
@@ -62,6 +65,13 @@ DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
 #else
   return __builtin_popcount(bits);
 #endif
+}
+
+// The first `left` of kWidth numbers, zeros for the others.
+template <class G, typename T>
+DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {
+  if (left >= G::kWidth) return G::load(from);
+  return left <= 0 ? G::splat(0.0f) : G::load_first(from, left);
 }
 
 }  // namespace dspark

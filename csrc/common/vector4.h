@@ -93,12 +93,44 @@ struct Vector4Lanes {
   // Accesses are of 8 or 16 bytes where the address allows it.
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load(const T* from) {
-    const Packet<T> packet = load_packet(from);
+    return unpack(load_packet(from));
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE Vector unpack(const Packet<T>& packet) {
     return for_lanes4<Float4>([&](int i) { return dspark::to_float(packet.value[i]); });
   }
   static DSPARK_FORCE_INLINE Vector load_own(const float* from) {
     const auto packet = *reinterpret_cast<const Packet<float>*>(from);
     return {packet.value[0], packet.value[1], packet.value[2], packet.value[3]};
+  }
+  // All packets are asked for before the first is used; null rows read another one.
+  template <typename T>
+  static DSPARK_FORCE_INLINE void load_rows(const T* const (&rows)[kWidth], int k, int left,
+                                            Vector (&block)[kWidth]) {
+    const T* other = nullptr;
+    uintptr_t addresses = 0;
+    DSPARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (rows[i] != nullptr) other = rows[i];
+      addresses |= reinterpret_cast<uintptr_t>(rows[i]);
+    }
+    if (left >= kWidth && other != nullptr && addresses % sizeof(Packet<T>) == 0) {
+      Packet<T> packets[kWidth];
+      DSPARK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        const T* row = rows[i] != nullptr ? rows[i] : other;
+        packets[i] = *reinterpret_cast<const Packet<T>*>(row + k);
+      }
+      DSPARK_UNROLL
+      for (int i = 0; i < kWidth; ++i) {
+        block[i] = rows[i] != nullptr ? unpack(packets[i]) : splat(0.0f);
+      }
+      return;
+    }
+    DSPARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      block[i] = rows[i] != nullptr ? load_some<Vector4Lanes>(rows[i] + k, left) : splat(0.0f);
+    }
   }
   template <typename T>
   static DSPARK_FORCE_INLINE void copy(T* to, const T* from) {

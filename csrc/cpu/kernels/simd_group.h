@@ -32,6 +32,14 @@ struct SimdGroup : SerialGroup {
     return DSPARK_ISA::load_first(from, count);
   }
   template <typename T>
+  static DSPARK_FORCE_INLINE void load_rows(const T* const (&rows)[kWidth], int k, int left,
+                                            Vector (&block)[kWidth]) {
+    DSPARK_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      block[i] = rows[i] == nullptr ? splat(0.0f) : load_some<SimdGroup>(rows[i] + k, left);
+    }
+  }
+  template <typename T>
   static DSPARK_FORCE_INLINE float to_float(T value) {
     return DSPARK_ISA::to_float(value);
   }
