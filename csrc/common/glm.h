@@ -204,19 +204,22 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
   const float *gate = in.gate + level * 2 * shape.rank,
               *scale = in.depth_scale + level * shape.rank;
+  float* const states = work.states(level) + first * pitch;
   const float* above = work.states(level + 1);
   const V one = G::splat(1.0f), rate = G::splat(1.0f / in.temperature);
-  for (int f = team.index(); f < count; f += team.count()) {
-    float *state_row = work.states(level) + (first + f) * pitch, *row = work.rows_in + f * pitch;
-    const float* mixed = work.gates + f * 2 * pitch;
-    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
-      const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
-      const V a = load_some<G>(gate + k, left) + G::load_own(mixed + k);
-      const V b = load_some<G>(gate + shape.rank + k, left) + G::load_own(mixed + pitch + k);
-      V state = G::load_own(row + k) / (one + G::exp(-b));
+  for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
+    const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
+    const V gate_a = load_some<G>(gate + k, left);
+    const V gate_b = load_some<G>(gate + shape.rank + k, left);
+    const V factor = load_some<G>(scale + k, left) * rate;
+    for (int f = team.index(); f < count; f += team.count()) {
+      const float* mixed = work.gates + f * 2 * pitch + k;
+      float* const row = work.rows_in + f * pitch + k;
+      const V a = gate_a + G::load_own(mixed), b = gate_b + G::load_own(mixed + pitch);
+      V state = G::load_own(row) / (one + G::exp(-b));
       if (level > 0) state += G::load_own(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
-      G::store(state_row + k, state);
-      G::store(row + k, load_some<G>(scale + k, left) * rate * state);
+      G::store(states + f * pitch + k, state);
+      G::store(row, factor * state);
     }
   }
   g.sync();
