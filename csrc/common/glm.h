@@ -160,34 +160,25 @@ DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const floa
   g.sync();
 }
 
-// The rows of table_in of `count` tokens, as float; zeros for tokens outside the vocabulary.
+// The rows of table_in of `count` tokens, as float; zeros for tokens outside the vocabulary. raw:
+// null, or where they go as they are, [F][Rp + kRawPad], for a matrix unit.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
-                                    const int64_t* tokens, int count, float* to) {
+                                    const int64_t* tokens, int count, float* to, T* raw) {
   auto team = g.team();
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
   for (int f = team.index(); f < count; f += team.count()) {
     const bool known = tokens[f] >= 0 && tokens[f] < shape.vocab;
     const T* from = table + (known ? tokens[f] * shape.table_in_stride : 0);
     for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
-      const int left = known ? shape.rank - k : 0;
-      G::store(to + f * pitch + k, load_some<G>(from + k, left));
-    }
-  }
-  g.sync();
-}
-
-// The same rows as they are, for a matrix unit.
-template <class G, typename T>
-DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, const T* table,
-                                  const int64_t* tokens, int count, T* to) {
-  auto team = g.team();
-  const int pitch = padded(shape.rank) + kRawPad, step = team.size() * G::kWidth;
-  for (int f = team.index(); f < count; f += team.count()) {
-    const bool known = tokens[f] >= 0 && tokens[f] < shape.vocab;
-    const T* from = table + (known ? tokens[f] * shape.table_in_stride : 0);
-    for (int k = team.lane() * G::kWidth; k < shape.rank; k += step) {
-      G::copy(to + f * pitch + k, known ? from + k : nullptr);
+      float* const row = to + f * pitch + k;
+      if constexpr (G::template kMatrixUnit<T>) {
+        if (raw != nullptr) {  // the rank is a multiple of 16, there is no padding
+          G::store(row, G::copy(raw + f * (pitch + kRawPad) + k, known ? from + k : nullptr));
+          continue;
+        }
+      }
+      G::store(row, load_some<G>(from + k, known ? shape.rank - k : 0));
     }
   }
   g.sync();
@@ -311,14 +302,13 @@ DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInp
                                        const GlmWorkspace& work) {
   const int rank = padded(shape.rank), candidates = padded(shape.candidates);
   float* const scores = work.scores + first * candidates;
-  gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in);
+  // where the states of this level come later
+  T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(level)) : nullptr;
+  gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in, raw);
   if constexpr (G::template kMatrixUnit<T>) {
     if (shape.matrix_unit) {
-      // the rows as they are, [F][Rp + kRawPad], where the states of this level come later
       static_assert(G::kExpand >= kMaxNodes, "a level at once");
-      T* const rows = reinterpret_cast<T*>(work.states(level));
-      copy_rows(g, shape, in.table_in, tokens + first, count, rows);
-      g.matrix_product(count, shape.rank, 2 * rank, rows, rank + kRawPad, in.mix, work.gates);
+      g.matrix_product(count, shape.rank, 2 * rank, raw, rank + kRawPad, in.mix, work.gates);
     }
   }
   if (!shape.matrix_unit) {

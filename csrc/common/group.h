@@ -29,11 +29,12 @@
 //   kExpand                      nodes of a tree expanded at once
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
-//   kMatrixUnit<T>               whether there is one for T; then also copy(T* to, const T* from),
-//                                kWidth numbers, zeros from null, and matrix_product(rows, depth,
-//                                columns, in, in_pitch, right, out): out = in · rightᵀ, right
-//                                [columns][depth]; depth and columns are multiples of 16, in and
-//                                out have room for as many rows; ends with a sync
+//   kMatrixUnit<T>               whether there is one for T; then also Vector copy(T* to, const T*
+//                                from), kWidth numbers, zeros from null, returned as floats; and
+//                                matrix_product(rows, depth, columns, in, in_pitch, right, out):
+//                                out = in · rightᵀ, right [columns][depth]; depth and columns are
+//                                multiples of 16, in and out have room for as many rows; ends with
+//                                a sync
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself
 //

@@ -133,8 +133,10 @@ struct Vector4Lanes {
     }
   }
   template <typename T>
-  static DSPARK_FORCE_INLINE void copy(T* to, const T* from) {
-    *reinterpret_cast<Packet<T>*>(to) = from == nullptr ? Packet<T>{} : load_packet(from);
+  static DSPARK_FORCE_INLINE Vector copy(T* to, const T* from) {
+    const Packet<T> packet = from == nullptr ? Packet<T>{} : load_packet(from);
+    *reinterpret_cast<Packet<T>*>(to) = packet;
+    return unpack(packet);
   }
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
