@@ -264,11 +264,31 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   g.sync();
 }
 
-// Asks for the rows of all candidates, whose levels come later.
+// Asks for `count` numbers, none where `from` is null, by the lines they lie in.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
+DSPARK_HOST_DEVICE void prefetch_numbers(G& g, const T* from, int count) {
+  constexpr uintptr_t kLine = 128;
+  if (from == nullptr) return;
+  const auto end = reinterpret_cast<uintptr_t>(from + count);
+  const auto first = reinterpret_cast<uintptr_t>(from) / kLine * kLine;
+  for (uintptr_t line = first + g.lane() * kLine; line < end; line += g.size() * kLine) {
+    G::prefetch(reinterpret_cast<const void*>(line));
+  }
+}
+
+// Asks for what the levels read: their own numbers, then the rows of all candidates.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
+  const int candidates = shape.heads * shape.candidates, tokens = shape.paths * shape.path_length;
+  prefetch_numbers(g, in.gate, shape.heads * 2 * shape.rank);
+  prefetch_numbers(g, in.depth_scale, shape.heads * shape.rank);
+  prefetch_numbers(g, in.keys, candidates);
+  prefetch_numbers(g, in.logsumexp, shape.heads);
+  prefetch_numbers(g, in.calibration, shape.heads * 2);
+  prefetch_numbers(g, in.paths, tokens);
+  prefetch_numbers(g, in.path_scores, tokens);
   constexpr int kLine = 128 / sizeof(T);
-  for (int item = g.lane(); item < shape.heads * shape.candidates; item += g.size()) {
+  for (int item = g.lane(); item < candidates; item += g.size()) {
     const int64_t id = in.ids[item];
     for (int k = 0; id >= 0 && id < shape.vocab && k < shape.rank; k += kLine) {
       G::prefetch(in.table_in + id * shape.table_in_stride + k);

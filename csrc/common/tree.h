@@ -122,7 +122,7 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
       return row < 0 ? nullptr : in.mix + row * shape.rank;
     });
   }
-  prefetch_rows(g, shape, in);
+  prefetch_levels(g, shape, in);
   if (g.lane() == 0) {
     s.token[0] = in.root;
     s.score[0] = 1;
