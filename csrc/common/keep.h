@@ -11,7 +11,7 @@
 namespace dspark {
 
 // Lists the nodes kept (as ~index) and the children that may be among the N best, of scores[0 ..
-// end - 1]; returns how many.
+// end - 1]; returns how many. Without a sync at the end.
 template <class G>
 DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, int kept, int end,
                                   const float* scores, int* items, TreeScratch& s) {
@@ -22,7 +22,7 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, int kept, int end
     items[i] = ~i;
     if (kept == shape.nodes && s.score[i] < bar) bar = s.score[i];
   }
-  bar = g.min(bar);
+  if (kept == shape.nodes) bar = g.min(bar);
   int found = kept;
   for (int base = 0; base < end; base += g.size() * G::kWidth) {
     const int first = base + g.lane() * G::kWidth, left = end - first;
@@ -38,7 +38,6 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, int kept, int end
     }
     found += total;
   }
-  g.sync();
   return found;
 }
 
