@@ -19,6 +19,8 @@ struct TreeScratch {
   SelectScratch select;
   int path_node[kMaxPaths];         // each path's place in the last level, or -1
   int path_child[kMaxPaths];        // the child that stands for each path's next token, or -1
+  int64_t path_token[kMaxPaths];    // that token, -1 where there is none
+  float path_score[kMaxPaths];      // and its score, at most its parent's
   int apart[kMaxPaths][kMaxPaths];  // see compare_paths
   int children;
 };
@@ -29,8 +31,7 @@ struct Level {
   int depth;            // of the last level, and the head of its children
   int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
   int pitch, extra;
-  const int64_t *ids, *paths;  // [C] of the head; [P] next tokens, path_stride apart
-  int path_stride;
+  const int64_t *ids, *paths;  // [C] of the head; [P] next tokens
 };
 
 template <class G>
@@ -40,8 +41,7 @@ DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
 
 template <class G>
 DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
-  return child < level.extra ? level.ids[child % level.pitch]
-                             : level.paths[(child - level.extra) * level.path_stride];
+  return child < level.extra ? level.ids[child % level.pitch] : level.paths[child - level.extra];
 }
 
 template <class G>
@@ -83,13 +83,16 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
                                     int start, int kept, const GlmWorkspace& work, TreeScratch& s) {
   const int count = kept - start, pitch = padded(shape.candidates);
   prepare_level(g, shape, in, depth, work);
-  if (count > G::kExpand) {
-    for (int i = g.lane(); i < kBins; i += g.size()) s.select.histogram[i] = 0;
-    g.sync();
-    for (int i = g.lane(); i < kept; i += g.size()) {
-      g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
+  constexpr bool kInParts = G::kExpand < kMaxNodes;
+  if constexpr (kInParts) {
+    if (count > G::kExpand) {
+      for (int i = g.lane(); i < kBins; i += g.size()) s.select.histogram[i] = 0;
+      g.sync();
+      for (int i = g.lane(); i < kept; i += g.size()) {
+        g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
+      }
+      g.sync();
     }
-    g.sync();
   }
   int expanded = 0;
   for (float bar = 0; expanded < count && s.score[start + expanded] >= bar;) {
@@ -99,32 +102,38 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
                    some, work);
     const int first = expanded * pitch;
     expanded += some;
-    if (expanded < count) {
-      bar = raise_bar(g, shape.nodes, work.scores, first, expanded * pitch, bar, s);
+    if constexpr (kInParts) {
+      if (expanded < count) {
+        bar = raise_bar(g, shape.nodes, work.scores, first, expanded * pitch, bar, s);
+      }
     }
   }
   return expanded;
 }
 
-// Path tokens compete with the candidates: an equal child gets the larger score, a new one its own.
+// Path tokens, shape.path_length apart at `paths`, compete with the candidates: an equal child gets
+// the larger score, a new one its own.
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
-                                          const float* path_scores, float* scores, TreeScratch& s) {
+                                          const int64_t* paths, const float* path_scores,
+                                          float* scores, TreeScratch& s) {
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p];
-    const int64_t token = level.paths[p * level.path_stride];
+    const int64_t token = paths[p * shape.path_length];
+    const float own = path_scores[p * shape.path_length];
     const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
+    const float above = alive ? s.score[level.start + f] : 0;
     s.path_child[p] = alive ? level.extra + p : -1;
+    s.path_token[p] = alive ? token : -1;
+    s.path_score[p] = own < above ? own : own == own ? above : 0;
     scores[level.extra + p] = 0;
   }
   g.sync();
   for (int item = g.lane(); item < shape.paths * shape.candidates; item += g.size()) {
-    const int p = item / shape.candidates, c = item % shape.candidates, f = s.path_node[p];
-    const bool alive = f >= 0 && f < level.expanded;
+    const int p = item / shape.candidates, c = item % shape.candidates;
     // the ids of a level are distinct: only one item writes for a path
-    if (alive && level.ids[c] == level.paths[p * level.path_stride] && level.ids[c] >= 0 &&
-        level.ids[c] < shape.vocab) {
-      s.path_child[p] = f * level.pitch + c;
+    if (s.path_token[p] >= 0 && level.ids[c] == s.path_token[p]) {
+      s.path_child[p] = s.path_node[p] * level.pitch + c;
     }
   }
   g.sync();
@@ -132,17 +141,14 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     for (int p = 0; p < shape.paths; ++p) {
       int child = s.path_child[p];
       if (child < 0) continue;
-      const int f = s.path_node[p];
       for (int other = 0; child == level.extra + p && other < p; ++other) {
-        if (s.path_child[other] == level.extra + other && s.path_node[other] == f &&
-            level.paths[other * level.path_stride] == level.paths[p * level.path_stride]) {
+        if (s.path_child[other] == level.extra + other && s.path_node[other] == s.path_node[p] &&
+            s.path_token[other] == s.path_token[p]) {
           child = level.extra + other;
         }
       }
       s.path_child[p] = child;
-      const float own = path_scores[p * level.path_stride], above = s.score[level.start + f];
-      const float score = own < above ? own : own == own ? above : 0;
-      if (score > scores[child]) scores[child] = score;
+      if (s.path_score[p] > scores[child]) scores[child] = s.path_score[p];
     }
   }
   g.sync();

@@ -136,18 +136,12 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   for (; depth < shape.heads && start < kept; ++depth) {
     const bool has_paths = depth < shape.path_length;
     const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
-    const Level level{depth,
-                      start,
-                      expanded,
-                      pitch,
-                      expanded * pitch,
-                      in.ids + depth * shape.candidates,
-                      has_paths ? in.paths + depth : nullptr,
-                      shape.path_length};
+    const int64_t* ids = in.ids + depth * shape.candidates;
+    const Level level{depth, start, expanded, pitch, expanded * pitch, ids, s.path_token};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
     if (has_paths) {
-      add_path_children(g, here, level, in.path_scores + depth, work.scores, s);
+      add_path_children(g, here, level, in.paths + depth, in.path_scores + depth, work.scores, s);
     }
     start = keep_best(g, here, level, kept, level.extra + here.paths, work, s);
     kept = start + s.children;
