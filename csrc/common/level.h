@@ -13,6 +13,7 @@ struct TreeScratch {
   float score[kMaxNodes];
   int parent[kMaxNodes], depth[kMaxNodes];
   int row[kMaxNodes];    // of the last level's nodes: the parent's place in the level above
+                         // at the end: the bits of all scores, best first
   int moved[kMaxNodes];  // where a node goes when others are dropped; -1 if it is dropped
   int child[kMaxNodes];  // the children that stay
   uint64_t order[kMaxNodes];

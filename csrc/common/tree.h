@@ -73,12 +73,12 @@ DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScr
       [&](int place, uint64_t value) {
         const int node = static_cast<int>(value & INT32_MAX);
         s.moved[node] = place;
-        s.child[place] = node;
+        s.row[place] = static_cast<int>(~(value >> 32));  // the score's bits
       });
   if (shape.min_score == 0) return kept;
   int stay = 0;
   for (float sum = 0; stay < kept; ++stay) {
-    const float score = s.score[s.child[stay]];
+    const float score = G::bits_float(s.row[stay]);
     if (score < shape.min_score * sum) break;
     sum += score;
   }
