@@ -27,17 +27,19 @@ struct MoveList {
   int64_t from[kMaxNodes], to[kMaxNodes];  // bytes from a cache's start
 };
 
-// Walks and, in the first slice, writes what came of it; list.path[0 .. count - 1] is the path.
+// Walks; list.path[0 .. count - 1] is the path.
 template <class G>
-DSPARK_HOST_DEVICE int find_path(G& g, const WalkBatch& walks, int64_t request, int slice,
-                                 MoveList& list) {
-  const TreeView tree = walks.tree(request);
-  const int64_t* target = walks.target + request * walks.nodes;
-  const int count = accept_walk(g, tree, target, walks.depth_limit(), list.next, list.path);
-  if (slice == 0) {
-    write_walk(g, tree, target, walks.max_depth, list.path, count, walks.outputs(request));
-  }
-  return count;
+DSPARK_HOST_DEVICE int find_path(G& g, const WalkBatch& walks, int64_t request, MoveList& list) {
+  return accept_walk(g, walks.tree(request), walks.target + request * walks.nodes,
+                     walks.depth_limit(), list.next, list.path);
+}
+
+// Writes what came of the walk.
+template <class G>
+DSPARK_HOST_DEVICE void write_path(G& g, const WalkBatch& walks, int64_t request, int count,
+                                   const MoveList& list) {
+  write_walk(g, walks.tree(request), walks.target + request * walks.nodes, walks.max_depth,
+             list.path, count, walks.outputs(request));
 }
 
 // The path that an earlier kernel wrote.
@@ -49,12 +51,11 @@ DSPARK_HOST_DEVICE int read_path(G& g, const WalkBatch& walks, int64_t request, 
   return *out.num_accepted;
 }
 
-// Lists the moves of a path, in ascending order; returns how many.
+// Lists the moves of a path behind `seqlen` slots, in ascending order; returns how many.
 template <class G>
 DSPARK_HOST_DEVICE int list_moves(G& g, const SlotBatch& slots, const CacheTable& caches,
-                                  int64_t request, int count, MoveList& list) {
+                                  int64_t request, int64_t seqlen, int count, MoveList& list) {
   const SlotMap map = slots.slots(request);
-  const int64_t seqlen = slots.seqlens[request];
   int moves = 0;
   for (int first = 0; first < count; first += g.size()) {
     const int i = first + g.lane();
@@ -74,18 +75,17 @@ DSPARK_HOST_DEVICE int list_moves(G& g, const SlotBatch& slots, const CacheTable
   return moves;
 }
 
-// Moves one slice of the packets of all caches. Slots move down, and a member moves one packet of
-// every slot in ascending order, so that nothing is overwritten before it was read.
-template <int kBytes, class G>
-DSPARK_HOST_DEVICE void move_entries(G& g, const CacheTable& caches, const MoveList& list,
+template <int kBytes, typename Index, class G>
+DSPARK_HOST_DEVICE void move_columns(G& g, const CacheTable& caches, const MoveList& list,
                                      int moves, int slice, int slices) {
   using Piece = Unit<kBytes>;
-  const int64_t columns = caches.count * caches.packets;
-  const int64_t step = static_cast<int64_t>(slices) * g.size();
-  for (int64_t i = static_cast<int64_t>(slice) * g.size() + g.lane(); i < columns; i += step) {
-    const int64_t cache = i / caches.packets, packet = i % caches.packets;
-    char* data = caches.data[cache] + packet / caches.run_packets * caches.run_stride +
-                 packet % caches.run_packets * kBytes;
+  const Index packets = static_cast<Index>(caches.packets), columns = caches.count * packets;
+  const Index run_packets = static_cast<Index>(caches.run_packets);
+  const Index step = static_cast<Index>(slices) * g.size();
+  for (Index i = static_cast<Index>(slice) * g.size() + g.lane(); i < columns; i += step) {
+    const Index packet = i % packets;
+    char* data = caches.data[i / packets] + packet / run_packets * caches.run_stride +
+                 int64_t{kBytes} * (packet % run_packets);
     for (int first = 0; first < moves; first += kInFlight) {
       Piece pieces[kInFlight];
       DSPARK_UNROLL
@@ -99,6 +99,19 @@ DSPARK_HOST_DEVICE void move_entries(G& g, const CacheTable& caches, const MoveL
         if (first + k < moves) *reinterpret_cast<Piece*>(data + list.to[first + k]) = pieces[k];
       }
     }
+  }
+}
+
+// Moves one slice of the packets of all caches. Slots move down, and a member moves one packet of
+// every slot in ascending order, so that nothing is overwritten before it was read.
+template <int kBytes, class G>
+DSPARK_HOST_DEVICE void move_entries(G& g, const CacheTable& caches, const MoveList& list,
+                                     int moves, int slice, int slices) {
+  // a GPU divides 64-bit numbers by a function call
+  if (caches.count * caches.packets <= INT32_MAX) {
+    move_columns<kBytes, uint32_t>(g, caches, list, moves, slice, slices);
+  } else {
+    move_columns<kBytes, uint64_t>(g, caches, list, moves, slice, slices);
   }
 }
 

@@ -11,10 +11,12 @@
 namespace dspark {
 
 constexpr int kCompactThreads = 256;
+constexpr int kCompactBlocks = 3;  // per multiprocessor; for four of them ptxas spills
 
-// Block (request, slice): every slice repeats the walk, and moves its part of all caches.
+// Block (request, slice): every slice repeats the walk, and moves its part of all caches; then the
+// first one writes what came of the walk.
 template <int kBytes, bool kWalk>
-__global__ __launch_bounds__(kCompactThreads) void compact_kernel(
+__global__ __launch_bounds__(kCompactThreads, kCompactBlocks) void compact_kernel(
     const __grid_constant__ WalkBatch walks, const __grid_constant__ SlotBatch slots,
     const __grid_constant__ CacheTable caches) {
   using Group = BlockGroup<kCompactThreads>;
@@ -23,11 +25,14 @@ __global__ __launch_bounds__(kCompactThreads) void compact_kernel(
   Group group(group_scratch);
   const int64_t request = blockIdx.x;
   const int slice = blockIdx.y, slices = gridDim.y;
-  const int count = kWalk ? find_path(group, walks, request, slice, list)
-                          : read_path(group, walks, request, list);
-  if (caches.count == 0) return;
-  const int moves = list_moves(group, slots, caches, request, count, list);
-  move_entries<kBytes>(group, caches, list, moves, slice, slices);
+  const int64_t seqlen = slots.seqlens[request];  // on its way while the block waits for the walk
+  const int count =
+      kWalk ? find_path(group, walks, request, list) : read_path(group, walks, request, list);
+  if (caches.count > 0) {
+    const int moves = list_moves(group, slots, caches, request, seqlen, count, list);
+    move_entries<kBytes>(group, caches, list, moves, slice, slices);
+  }
+  if (kWalk && slice == 0) write_path(group, walks, request, count, list);
 }
 
 template <bool kWalk>

@@ -102,20 +102,27 @@ std::tuple<Tensor, Tensor> context_lookup(Tensor history, Tensor lengths, int64_
   return arguments.outputs();
 }
 
-// Walks where find says so, and moves the entries, in three slices.
-template <typename FindPath>
-void compact(const Walks& walks, const Caches& caches, const FindPath& find) {
+// As compact_on_device does it, in three slices.
+template <bool kWalk>
+void compact(const Walks& walks, const Caches& caches) {
   constexpr int kSlices = 3;
   Rubbish list(sizeof(MoveList));
   MoveList& moves = *list.data<MoveList>();
-  for (const CacheTable& table : cache_tables(caches.layouts)) {
+  std::vector<CacheTable> tables = cache_tables(caches.layouts);
+  if (kWalk && tables.empty()) tables.push_back(CacheTable{});
+  for (const CacheTable& table : tables) {
     for (int slice = 0; slice < kSlices; ++slice) {
       run(walks.batch, [&](Group& group, int64_t request) {
-        const int count = find(group, request, slice, moves);
-        const int n = list_moves(group, caches.slots, table, request, count, moves);
-        if (table.packet_bytes == 16) move_entries<16>(group, table, moves, n, slice, kSlices);
-        if (table.packet_bytes == 4) move_entries<4>(group, table, moves, n, slice, kSlices);
-        if (table.packet_bytes == 1) move_entries<1>(group, table, moves, n, slice, kSlices);
+        const int64_t seqlen = caches.slots.seqlens[request];
+        const int count = kWalk ? find_path(group, walks.view, request, moves)
+                                : read_path(group, walks.view, request, moves);
+        if (table.count > 0) {
+          const int n = list_moves(group, caches.slots, table, request, seqlen, count, moves);
+          if (table.packet_bytes == 16) move_entries<16>(group, table, moves, n, slice, kSlices);
+          if (table.packet_bytes == 4) move_entries<4>(group, table, moves, n, slice, kSlices);
+          if (table.packet_bytes == 1) move_entries<1>(group, table, moves, n, slice, kSlices);
+        }
+        if (kWalk && slice == 0) write_path(group, walks.view, request, count, moves);
       });
     }
   }
@@ -127,13 +134,7 @@ WalkTensors accept_tree(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor 
                         std::optional<Tensor> block_table, int64_t max_depth) {
   const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "accept_tree");
   const Caches moved(walks.batch, caches, cache_seqlens, block_table, "accept_tree");
-  Rubbish list(sizeof(MoveList));
-  run(walks.batch, [&](Group& group, int64_t request) {
-    find_path(group, walks.view, request, 0, *list.data<MoveList>());
-  });
-  compact(walks, moved, [&](Group& group, int64_t request, int slice, MoveList& moves) {
-    return find_path(group, walks.view, request, slice, moves);
-  });
+  compact<true>(walks, moved);
   return walks.tensors();
 }
 
@@ -152,9 +153,7 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
     });
     check_intact(path);
   });
-  compact(walks, moved, [&](Group& group, int64_t request, int, MoveList& moves) {
-    return read_path(group, walks.view, request, moves);
-  });
+  compact<false>(walks, moved);
   return walks.tensors();
 }
 
