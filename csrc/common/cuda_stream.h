@@ -24,8 +24,10 @@ inline cudaStream_t current_cuda_stream(int32_t device_index, const char* op) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Reports an error of a CUDA call or of the last launch: check_cuda(cudaGetLastError(), "op").
+// Reports an error of a CUDA call or of the last launch: check_cuda(cudaGetLastError(), "op"). A
+// call that is no launch leaves its error behind, which the next launch would report as its own.
 inline void check_cuda(cudaError_t error, const char* op) {
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
   check(error == cudaSuccess, op, "the launch", "succeed", cudaGetErrorString(error));
 }
 
