@@ -67,7 +67,7 @@ def every_op(i):
     walk = dk.accept_tree(tree, targets, caches, lengths)
     logits = (i["node_hidden"] @ i["lm_head"].T).view(B, N, V)
     emitted = dk.advance_step(
-        *walk[1:], [i["node_hidden"]], stop=i["root"][:1], limit=i["lengths"] + 9,
+        *walk[1:], [i["node_hidden"]], stop=i["root"][:1].clone(), limit=i["lengths"] + 9,
         history=i["history"], lengths=i["lengths"], cache_seqlens=lengths, root=i["root"],
         done=i["done"], kept=[i["hidden"]],
     )  # fmt: skip

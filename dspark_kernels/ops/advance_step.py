@@ -35,7 +35,8 @@ def advance_step(
         kept[i] = hidden[i][node]                             # of the request's own rows
 
     A request which is done stays as it is. Modified in place are history, lengths, cache_seqlens,
-    root, done and kept, so that a captured step goes on over the same memory.
+    root, done and kept, so that a captured step goes on over the same memory. tokens, stop, limit,
+    rows and hidden must not share memory with any of these.
 
     Args:
         tokens: int64 [B, P], what each request emitted; see `accept_tree`.
