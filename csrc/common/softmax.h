@@ -23,14 +23,36 @@ struct RowStats {
 };
 
 template <class G, typename T>
+DSPARK_HOST_DEVICE typename G::Vector scaled(const LogitsRow<T>& row, typename G::Vector x) {
+  const typename G::Vector lowest = G::splat(-INFINITY);
+  return G::select(x > lowest, x / G::splat(row.temperature), lowest);
+}
+
+template <class G, typename T>
 DSPARK_HOST_DEVICE typename G::Vector load_logits(const LogitsRow<T>& row, int64_t token) {
-  using V = typename G::Vector;
   const int64_t left = row.vocab - token;
-  const V lowest = G::splat(-INFINITY);
-  V x = left >= G::kWidth ? G::load(row.logits + token)
-                          : G::load_first(row.logits + token, static_cast<int>(left));
-  x = G::select(x > lowest, x / G::splat(row.temperature), lowest);
-  return left >= G::kWidth ? x : G::select(G::first_lanes(static_cast<int>(left)), x, lowest);
+  if (left >= G::kWidth) return scaled<G>(row, G::load(row.logits + token));
+  const int some = static_cast<int>(left);
+  return G::select(G::first_lanes(some), scaled<G>(row, G::load_first(row.logits + token, some)),
+                   G::splat(-INFINITY));
+}
+
+// Calls use(logits) for the Vectors of a row that a member has, in ascending order. As many as
+// load_rows takes are asked for before the first is used.
+template <class G, typename T, class Use>
+DSPARK_HOST_DEVICE void for_logits(const G& g, const LogitsRow<T>& row, const Use& use) {
+  const int64_t step = static_cast<int64_t>(g.size()) * G::kWidth;
+  int64_t i = g.lane() * G::kWidth;
+  for (; i + (G::kWidth - 1) * step + G::kWidth <= row.vocab; i += G::kWidth * step) {
+    const T* from[G::kWidth];
+    typename G::Vector x[G::kWidth];
+    DSPARK_UNROLL
+    for (int k = 0; k < G::kWidth; ++k) from[k] = row.logits + i + k * step;
+    G::load_rows(from, 0, G::kWidth, x);
+    DSPARK_UNROLL
+    for (int k = 0; k < G::kWidth; ++k) use(scaled<G>(row, x[k]));
+  }
+  for (; i < row.vocab; i += step) use(load_logits<G>(row, i));
 }
 
 template <class G, typename T>
@@ -42,22 +64,18 @@ DSPARK_HOST_DEVICE float logit(const LogitsRow<T>& row, int64_t token) {
 template <class G, typename T>
 DSPARK_HOST_DEVICE RowStats row_stats(G& g, const LogitsRow<T>& row) {
   using V = typename G::Vector;
-  const int64_t step = static_cast<int64_t>(g.size()) * G::kWidth;
   V highest = G::splat(-INFINITY);
-  for (int64_t i = g.lane() * G::kWidth; i < row.vocab; i += step) {
-    const V x = load_logits<G>(row, i);
-    highest = G::select(x > highest, x, highest);
-  }
+  for_logits(g, row, [&](V x) { highest = G::select(x > highest, x, highest); });
   RowStats stats{g.max(G::fold_max(highest)), 0, 0};
   if (!stats.valid()) return stats;
   const V top = G::splat(stats.top), zero = G::splat(0.0f), lowest = G::splat(-87.0f);
   V sum = zero, weighted = zero;
-  for (int64_t i = g.lane() * G::kWidth; i < row.vocab; i += step) {
-    const V x = load_logits<G>(row, i) - top;
+  for_logits(g, row, [&](V x) {
+    x -= top;
     const V p = G::select(x > lowest, G::exp(x), zero);
     sum += p;
     weighted += G::select(x > lowest, x * p, zero);
-  }
+  });
   stats.sum = g.sum(G::fold_sum(sum));
   stats.weighted = g.sum(G::fold_sum(weighted));
   return stats;
