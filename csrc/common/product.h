@@ -1,0 +1,91 @@
+// Matrices in a group's workspace: transposing rows into them, and products.
+//
+// They are kept as the group reads them: rows in memory, columns across lanes, so that products need
+// no sums over lanes. Pitches are multiples of G::kWidth, the padding is zero.
+
+#pragma once
+
+#include "common/group.h"
+
+namespace dspark {
+
+constexpr int kPitch = 16;  // every kWidth divides it
+
+DSPARK_FORCE_INLINE constexpr int padded(int count) {
+  return (count + kPitch - 1) / kPitch * kPitch;
+}
+
+// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; zeros where a row
+// is null and for the padding. Neighbouring members take neighbouring rows: they store side by
+// side.
+template <class G, class Row>
+DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
+                                  const Row& row) {
+  const int across = pitch / G::kWidth, blocks = across * (padded(depth) / G::kWidth);
+  for (int item = g.lane(); item < blocks; item += g.size()) {
+    const int first = item % across * G::kWidth, k = item / across * G::kWidth;
+    decltype(row(0)) rows[G::kWidth];  // without branches, so that they are found side by side
+    DSPARK_UNROLL
+    for (int i = 0; i < G::kWidth; ++i) rows[i] = row(first + i < count ? first + i : count - 1);
+    DSPARK_UNROLL
+    for (int i = 0; i < G::kWidth; ++i) rows[i] = first + i < count ? rows[i] : nullptr;
+    typename G::Vector block[G::kWidth];
+    G::load_rows(rows, k, depth - k, block);
+    G::transpose(block);
+    DSPARK_UNROLL
+    for (int j = 0; j < G::kWidth; ++j) G::store(to + (k + j) * pitch + first, block[j]);
+  }
+  g.sync();
+}
+
+// A tile of a product: rows `first` on, kTile of them, and kWidth columns.
+template <int kTile, class G>
+DSPARK_HOST_DEVICE void product_tile(int first, int rows, int depth, int pitch, const float* in,
+                                     int in_pitch, const float* right, float* out) {
+  using V = typename G::Vector;
+  const float* from[kTile];
+  V sum[kTile];
+  DSPARK_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    from[t] = in + (first + t < rows ? first + t : rows - 1) * in_pitch;
+    sum[t] = G::splat(0.0f);
+  }
+  for (int k = 0; k < depth; k += G::kStep) {
+    typename G::Step left[kTile];
+    DSPARK_UNROLL
+    for (int t = 0; t < kTile; ++t) left[t] = G::load_step(from[t] + k);
+    DSPARK_UNROLL
+    for (int j = 0; j < G::kStep; ++j) {
+      const V x = G::load_own(right + (k + j) * pitch);
+      DSPARK_UNROLL
+      for (int t = 0; t < kTile; ++t) sum[t] += G::broadcast(left[t], j) * x;
+    }
+  }
+  DSPARK_UNROLL
+  for (int t = 0; t < kTile; ++t) {
+    if (first + t < rows) G::store(out + (first + t) * pitch, sum[t]);
+  }
+}
+
+// out[f][j] = Σ_k in[f][k] · right[k][j] for f < rows, j < pitch. Both matrices have zeros between
+// the depth and the next multiple of kStep.
+template <class G>
+DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const float* in, int in_pitch,
+                                const float* right, float* out) {
+  constexpr int kTile = 8;
+  const int columns = pitch / G::kWidth;
+  const bool small = rows * columns < kTile * g.size();  // small tiles keep more members busy
+  const int tile = small ? G::kSmallTile : kTile, tiles = (rows + tile - 1) / tile;
+  for (int item = g.lane(); item < tiles * columns; item += g.size()) {
+    const int first = item / columns * tile, column = item % columns * G::kWidth;
+    if (small) {
+      product_tile<G::kSmallTile, G>(first, rows, depth, pitch, in, in_pitch, right + column,
+                                     out + column);
+    } else {
+      product_tile<kTile, G>(first, rows, depth, pitch, in, in_pitch, right + column, out + column);
+    }
+  }
+  g.sync();
+}
+
+}  // namespace dspark
