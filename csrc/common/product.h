@@ -1,7 +1,7 @@
 // Matrices in a group's workspace: transposing rows into them, and products.
 //
-// They are kept as the group reads them: rows in memory, columns across lanes, so that products need
-// no sums over lanes. Pitches are multiples of G::kWidth, the padding is zero.
+// They are kept as the group reads them: rows in memory, columns across lanes, so that products
+// need no sums over lanes. Pitches are multiples of G::kWidth, the padding is zero.
 
 #pragma once
 
