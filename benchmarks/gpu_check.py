@@ -47,6 +47,8 @@ class Step:
             self.process = subprocess.Popen(
                 self.command, cwd=ROOT, env=self.environment, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True,
+                # a shell's background jobs ignore interrupts, and so would their children
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         self.begin = time.monotonic()
 

@@ -154,7 +154,7 @@ def test_a_step_of_the_gpu_check_that_takes_too_long(tmp_path):
         "try: time.sleep(60)\n"
         "except KeyboardInterrupt: print('interrupted')\n"
     )
-    step = gpu_check.Step("slow", [sys.executable, "-c", code], 2)
+    step = gpu_check.Step("slow", [sys.executable, "-c", code], 5)
     step.start(tmp_path)
     assert not step.wait(time.monotonic() + 60)
     pid, said = step.log.read_text().split()
