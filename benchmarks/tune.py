@@ -123,17 +123,20 @@ class CompileOnly:
         return 0
 
 
-def compile_only(target, device):
-    """Make this process one whose launches only compile, for another process that has the GPU."""
-    driver.set_active(CompileOnly(target))
-    config._cuda_device = lambda index: device
+def compile_only(target, device, patch=setattr):
+    """Make this process one whose launches only compile, for another process that has the GPU.
+
+    patch: sets the attributes, in the manner of setattr.
+    """
     launch = JITFunction.run
 
     @functools.wraps(launch)
     def run(*arguments, warmup, **options):
         return launch(*arguments, warmup=True, **options)
 
-    JITFunction.run = run
+    patch(driver, "_active", CompileOnly(target))
+    patch(config, "_cuda_device", lambda index: device)
+    patch(JITFunction, "run", run)
 
 
 def compile_entry(key, index, entry):
@@ -196,10 +199,8 @@ def find_crossover(key):
     op, kind, _ = key
     largest = 0
     for rows in BATCHES:
-        call, durations = (
-            case(op, kind, (rows, 8 if op == "linear_topk" else tiles.ANY), "cuda"),
-            [],
-        )
+        sizes = (rows, 8 if op == "linear_topk" else tiles.ANY)
+        call, durations = case(op, kind, sizes, "cuda"), []
         for limit in (tiles.ANY, 0):
             config.CROSSOVER[key] = limit
             durations.append(measure(call))

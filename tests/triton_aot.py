@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from benchmarks.tune import CompileOnly
+from benchmarks import tune
 from dspark_kernels.triton import config
 
 SMS = {80: 108, 90: 132, 100: 148}
@@ -32,16 +31,12 @@ class Code(NamedTuple):
 
 def launches(monkeypatch, capability, call):
     """The compiled kernels that call() launches with meta tensors, on a GPU of this capability."""
-    kernels, run = [], JITFunction.run
-
-    def compile_only(function, *args, warmup, **kwargs):
-        kernels.append(run(function, *args, warmup=True, **kwargs))
-
+    kernels, device = [], config.Device(capability, SMS[capability])
     with monkeypatch.context() as patch:
         patch.setattr(config, "INTERPRETER", False)
-        patch.setattr(config, "_cuda_device", lambda _: config.Device(capability, SMS[capability]))
-        patch.setattr(JITFunction, "run", compile_only)
-        patch.setattr(driver, "_active", CompileOnly(GPUTarget("cuda", capability, 32)))
+        tune.compile_only(GPUTarget("cuda", capability, 32), device, patch.setattr)
+        run = JITFunction.run
+        patch.setattr(JITFunction, "run", lambda *args, **kw: kernels.append(run(*args, **kw)))
         call()
     return kernels
 
