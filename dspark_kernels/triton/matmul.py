@@ -18,7 +18,7 @@ def weight_times_rows(
     weight_ptr, up_ptr, weight_stride, weight_rows, weight_mask, x_ptr, x_stride, x_rows, x_mask,
     first, last, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """weight[weight_rows] · x[x_rows]ᵀ as float32 [BLOCK_V, BLOCK_M], rows int64; zeros unmasked.
+    """weight[weight_rows] · x[x_rows]ᵀ, float32 [BLOCK_V, BLOCK_M]; zeros where a mask is false.
 
     The sum goes over the columns from first to last, multiples of BLOCK_D except where last is D.
     With `up_ptr`, a second weight, the products of both: a tile of x is then read once for two.
