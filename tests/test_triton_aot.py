@@ -87,7 +87,7 @@ def call_fused_linear(dtype, rows, _):
 
 
 def call_tree_attention(dtype, rows, width):
-    """Contiguous with a softcap, or packed; and paged with a window and fp8 scales."""
+    """Contiguous with a softcap, or packed; and paged with a window, all or packed."""
     batch, heads, group, nodes = 8, 8, 4, rows // 4
     q = empty(batch, nodes, heads * group, width)
     scales = None, None
@@ -101,7 +101,9 @@ def call_tree_attention(dtype, rows, width):
     packed = q.flatten(0, 1), int64s(batch, nodes)
     tree_attention(q, cache, cache, *tree, 0.1, None, 0, 30.0, *scales, None)
     tree_attention(packed[0], cache, cache, *tree, 0.1, None, 0, 0.0, *scales, packed[1])
-    tree_attention(q, pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales, None)
+    paged = pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales
+    tree_attention(q, *paged, None)
+    tree_attention(packed[0], *paged, packed[1])
 
 
 CASES = [

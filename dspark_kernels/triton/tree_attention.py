@@ -154,8 +154,9 @@ def _tree_attention_kernel(
 
     # one part of [splits, tokens, Hq, E] and [splits, tokens, Hq]
     if rows_ptr is not None:
-        token = tl.load(rows_ptr + batch * N + node)  # again: kept, it would cost registers
-        inside &= token >= 0
+        # an address of its own: shared with the one above, it would stay in registers meanwhile
+        token = tl.load(rows_ptr + batch * N + row // GROUP, inside, other=-1)
+        inside = token >= 0
         out = split.to(tl.int64) * tokens + token
     else:
         requests = tl.num_programs(1) // KV_HEADS
