@@ -13,6 +13,7 @@ from dspark_kernels.training import TrainConfig, train
 from dspark_kernels.training.calibration import (
     calibration_error,
     fit_line,
+    fit_log_probs,
     fit_lookup,
     true_path_log_probs,
 )
@@ -197,6 +198,46 @@ def test_the_fit_finds_slope_and_shift():
     assert fit_line(log_q, torch.zeros_like(hits)).tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("shift", [0, 2, 4, 8, 12])
+def test_the_fit_finds_scores_far_too_small(shift):
+    torch.manual_seed(0)
+    honest = 2 * torch.randn(20_000, dtype=torch.float64) - 5
+    hits = (torch.rand(20_000) < (0.5 * honest).exp().clamp(max=1)).double()
+    log_q = honest - shift
+    slope, offset = fit_line(log_q, hits)
+    assert slope == pytest.approx(0.5, abs=0.03)
+    rates = (slope * log_q + offset).exp()
+    # the derivatives of the likelihood by the shift, and by the slope but for its prior
+    assert float(rates.sum()) == pytest.approx(float(hits.sum()))
+    assert float((log_q * (rates - hits)).sum()) == pytest.approx(1 - float(slope), abs=1e-4)
+
+
+LOG_Q = [-0.1, -1.0, -2.0, -4.0]
+
+
+@pytest.mark.parametrize(
+    "log_q, hits, expected",
+    [
+        (LOG_Q, [1, 1, 1, 1], None),  # the likeliest slope is 0
+        (LOG_Q, [0, 0, 1, 1], None),  # ... below 0
+        (LOG_Q, [1, 0, 0, 0], None),  # separable: ... infinite
+        (LOG_Q, [0, 0, 0, 0], [1, 0]),
+        ([-3.0] * 4, [1, 0, 0, 0], [1, 3 - math.log(4)]),
+        ([-3.0], [1], [1, 3]),
+        ([-math.inf], [1], [1, 0]),
+        ([], [], [1, 0]),
+    ],
+)
+def test_the_fit_of_degenerate_data_is_usable(log_q, hits, expected):
+    log_q, hits = torch.tensor(log_q).double(), torch.tensor(hits).double()
+    slope, shift = fit_line(log_q, hits).tolist()
+    if expected is None:
+        assert 0.1 <= slope < 3
+        assert float((slope * log_q + shift).exp().sum()) == pytest.approx(float(hits.sum()))
+    else:
+        assert [slope, shift] == pytest.approx(expected)
+
+
 def test_segments_are_parts_of_continuations(prompts, tmp_path):
     item = random_continuation()
     batch = Segments([item], 4, 3).draw(32, torch.Generator().manual_seed(0))
@@ -216,4 +257,8 @@ def test_errors(tmp_path):
     with pytest.raises(ValueError, match="at least one prompt"):
         read_prompts(path, None)
     assert read_shards(tmp_path, 32, 1) == []
+    item = random_continuation()
+    item.tokens = item.tokens[:1]
+    with pytest.raises(ValueError, match="items must hold a continuation of at least two tokens"):
+        fit_log_probs(None, [item])
     assert math.isfinite(calibration_error(torch.zeros(1), torch.zeros(1)))
