@@ -13,7 +13,10 @@ import torch
 from .config import TrainConfig
 from .data import Prompt, stop_tokens
 
-MAY_CHANGE = ("out", "device", "steps", "minutes", "model", "prompts")  # the last two are hashed
+MAY_CHANGE = (
+    *("out", "device", "steps", "minutes", "checkpoint_every", "evaluation_prompts"),
+    *("model", "prompts"),  # what they name is hashed
+)
 
 
 def settings(config: TrainConfig, model, prompts: list[Prompt]) -> dict:
