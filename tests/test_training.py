@@ -74,6 +74,18 @@ def test_pipeline_makes_a_draft_and_a_report(prompts, tmp_path, capsys):
     for measured in report["held_out_tokens_per_step"].values():
         assert set(measured["total"]) == {"chain", "8", "16", "32", "64"}
         assert 1 <= measured["total"]["8"] <= measured["total"]["64"]
+    mode = (tmp_path / "out" / "training.json").stat().st_mode
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode == mode
+    shown = (tmp_path / "out" / "README.md").read_text()
+    for fact in (
+        f"{draft.num_parameters:,} trained parameters",
+        f"{report['tokens']:,} tokens in 24 continuations",
+        "less\n1 which were too long",
+        "continuations of held-out topics",
+        "| | chain | 8 | 16 | 32 | 64 |",
+        f"{report['held_out_tokens_per_step']['with_lookup']['total']['64']:.2f} |",
+    ):
+        assert fact in shown
     loaded = DraftModel.from_pretrained(tmp_path / "out")
     assert torch.equal(loaded.calibration, draft.calibration)
     assert torch.equal(loaded.draft_vocab, draft.draft_vocab)
@@ -152,6 +164,10 @@ def test_a_folder_continues_only_its_own_training(prompts, tmp_path, monkeypatch
     moved.write_text(lines)
     train(settings(moved, out, steps=6), model)
     assert steps == [4, 5]
+    assert "6 steps" in (out / "README.md").read_text()
+    (out / "README.md").write_text("a text of my own")
+    train(settings(moved, out, steps=6), model)
+    assert (out / "README.md").read_text() == "a text of my own"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from ..heads import DraftModel
 from .calibration import calibrate
+from .card import write_card
 from .config import TrainConfig, draft_config
 from .data import generate_continuations, read_prompts, stop_tokens, usable_prompts
 from .objective import VocabularySample, draft_loss
@@ -109,8 +111,8 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
 
     model, tokenizer: used instead of loading `config.model`. Running it again continues after an
     interruption, with the same result; with more steps or minutes it trains on. Writes
-    model.safetensors, config.json and training.json (calibration errors, and tokens per step on
-    the held-out topics).
+    model.safetensors, config.json, training.json (calibration errors, and tokens per step on the
+    held-out topics) and README.md, a card made of it.
 
     Raises ValueError, before anything is written, for options or prompts which cannot be used and
     for an `out` that holds another training.
@@ -163,7 +165,8 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     errors = calibrate(draft, embedding, lm_head, greedy, config.max_new_tokens)
     evaluated = greedy[: config.evaluation_prompts]
     report = {
-        "training": asdict(config) | {"steps": trainer.step, "seconds": round(trainer.seconds)},
+        "training": asdict(config)
+        | {"steps": trainer.step, "seconds": round(trainer.seconds), "device": str(target.device)},
         "prompts": {"used": len(used), "too_long": len(prompts) - len(used)},
         "continuations": len(data),
         "tokens": sum(len(item.tokens) for item in data),
@@ -172,8 +175,11 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
         "evaluated_on": {"continuations": len(evaluated), "held_out": held_out},
         "held_out_tokens_per_step": evaluate(draft.bind(embedding, lm_head), evaluated),
     }
-    draft.save_pretrained(config.out)
-    (Path(config.out) / "training.json").write_text(json.dumps(report, indent=1))
+    out = Path(config.out)
+    write_card(out / "README.md", draft, report)
+    draft.save_pretrained(out)  # writes a card of its own where there is none
+    shutil.copymode(out / "config.json", out / "model.safetensors")  # not for its owner alone
+    (out / "training.json").write_text(json.dumps(report, indent=1))
     print(draft.summary())
     return draft
 
