@@ -89,7 +89,7 @@ def test_env(capsys):
         (["--draft", "{}/other"], "vocabulary size 64, got a target with vocabulary size 300"),
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
-        (["--temperature", "-1"], "temperature must be from 0.0"),
+        (["--temperature", "-1"], "temperature must be a number from 0 to inf, got -1.0"),
         (["   "], "prompt must hold some text"),
     ],
 )
