@@ -1,13 +1,16 @@
 """The command line, on a tiny model with a tokenizer of its own."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import tiny_draft, tiny_model, tiny_tokenizer
 
 import dspark_kernels
 from dspark_kernels.cli import main
+from dspark_kernels.streaming import StepPrinter
 
 VOCAB = 300
 
@@ -52,6 +55,17 @@ def test_generate_streams_the_text(folders, capsys):
     out = capsys.readouterr().out
     assert expected["text"] in out
     assert "tokens per step" in out and "output identical: yes" in out
+
+
+def test_half_a_character_waits_for_its_other_half():
+    tokenizer, shown = tiny_tokenizer(VOCAB), io.StringIO()
+    printer = StepPrinter(tokenizer, Console(file=shown))
+    first, second = tokenizer("é", add_special_tokens=False).input_ids
+    for tokens, expected in (([first], ""), ([second], "é"), ([first], "é")):
+        printer(0, tokens)
+        assert shown.getvalue() == expected
+    printer.finish()
+    assert shown.getvalue().strip() == "é\ufffd"  # what never became whole is shown as it is
 
 
 def test_generate_reads_stdin(folders, capsys, monkeypatch):
