@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from . import __version__
-from .ops._check import MAX_NODES
+from .arguments import MAX_NODES, file_name, number_of_nodes, whole
 
 EXAMPLE_PROMPT = (
     "Write a Python function that returns the first n prime numbers, explain each step, and show "
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--raw", action="store_true", help="no chat template around the prompt")
     command.add_argument("--no-baseline", action="store_true", help="do not decode plainly as well")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    command.add_argument("--top-k", type=_whole(0), default=0, help="keep the k likeliest; 0: off")
+    command.add_argument("--top-k", type=whole(0), default=0, help="keep the k likeliest; 0: off")
     command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
     command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
     command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--prompts", help="JSON lines with `prompt` and `category`; default: a few of our own"
     )
-    command.add_argument("--limit", type=_whole(1), help="prompts per category at most")
-    command.add_argument("--batch-size", type=_whole(1), nargs="+", default=[1], metavar="B")
+    command.add_argument("--limit", type=whole(1), help="prompts per category at most")
+    command.add_argument("--batch-size", type=whole(1), nargs="+", default=[1], metavar="B")
     command.add_argument(
         "--methods", nargs="+", default=["ours", "generate"], metavar="METHOD",
         help="of ours[:NODES], plain (ours, one token per step), generate, "
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--csv", type=Path, metavar="DIR", help="write the rows there too")
     command.add_argument(
         "--name",
-        type=_file_name,
+        type=file_name,
         default="decode",
         help="<DIR>/<NAME>_<device>.csv; default: %(default)s",
     )
@@ -107,15 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
     command.set_defaults(run=_bench_accept)
     command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
-    command.add_argument("--limit", type=_whole(1), help="prompts per category at most")
+    command.add_argument("--limit", type=whole(1), help="prompts per category at most")
     command.add_argument(
-        "--batch-size", type=_whole(1), default=8, help="of the target's continuations"
+        "--batch-size", type=whole(1), default=8, help="of the target's continuations"
     )
     command.add_argument("--continuations", help="folder which keeps them for the next draft")
     command.add_argument("--plot", help="PNG file: tokens per step over nodes")
-    command.add_argument("--max-new-tokens", type=_whole(2), default=128)
+    command.add_argument("--max-new-tokens", type=whole(2), default=128)
     command.add_argument(
-        "--num-nodes", type=_whole(2, MAX_NODES), default=64, help="the largest tree"
+        "--num-nodes", type=whole(2, MAX_NODES), default=64, help="the largest tree"
     )
     _model_options(command)
 
@@ -134,10 +134,10 @@ def _parser() -> argparse.ArgumentParser:
 def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> None:
     """least_tokens: 2 where the tokens behind the first, which a step yields, are measured."""
     _model_options(command)
-    command.add_argument("--max-new-tokens", type=_whole(least_tokens), default=128)
+    command.add_argument("--max-new-tokens", type=whole(least_tokens), default=128)
     command.add_argument(
         "--num-nodes",
-        type=_number_of_nodes,
+        type=number_of_nodes,
         default="auto",
         help="tree nodes verified per step; 'auto' (default): as many as promise the most tokens/s",
     )
@@ -163,39 +163,6 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
-def _whole(least: int, most: int | None = None):
-    """The type of an argument that is a whole number from `least`, to `most` if given."""
-    upto = "" if most is None else f" to {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number from {least}{upto}, got {text!r}"
-            )
-        return value
-
-    return parse
-
-
-def _number_of_nodes(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return _whole(1, MAX_NODES)(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(str(error).replace("be a", "be 'auto' or a", 1)) from None
-
-
-def _file_name(text: str) -> str:
-    if text in ("", ".", "..") or Path(text).name != text:
-        raise argparse.ArgumentTypeError(f"must be a file's name without a folder, got {text!r}")
-    return text
 
 
 def _decoder(arguments):
