@@ -16,12 +16,13 @@ import shutil
 import site
 import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 CSRC = Path("csrc")
 # sources in csrc/cpu/kernels are compiled once per instruction set, and chosen from at run time
@@ -97,8 +98,21 @@ def compile_file(command: list[str], source: Path, target: Path) -> None:
     print(f"compiling {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     recipe.unlink(missing_ok=True)
-    subprocess.run(command, check=True)
+    if subprocess.run(command).returncode:
+        raise CompileError(f"{source} does not compile, see what the compiler says above")
     recipe.write_text(stamp)
+
+
+def compile_files(jobs: list[tuple[list[str], Path, Path]], workers: int | None) -> None:
+    """Run (command, source, target) in parallel; once one fails, no other is started."""
+    with ThreadPoolExecutor(workers) as pool:
+        started = [pool.submit(compile_file, *job) for job in jobs]
+        try:
+            for job in as_completed(started):
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class BuildNative(build_ext):
@@ -137,8 +151,7 @@ class BuildNative(build_ext):
             else:
                 names = [f'-DDSPARK_CUDA_ARCHS="{";".join(archs)}"'] * (source.name == "module.cpp")
                 jobs.append(([*compiler, *common, *host, *names], source, target))
-        with ThreadPoolExecutor(self.parallel or os.cpu_count()) as pool:
-            list(pool.map(compile_file, *zip(*jobs, strict=True)))
+        compile_files(jobs, self.parallel or os.cpu_count())
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
         objects = [str(target) for _, _, target in jobs]
@@ -158,7 +171,9 @@ setup(
         Extension(
             "dspark_kernels._native",
             [str(path) for path in sorted(CSRC.rglob("*")) if path.suffix in (".cpp", ".cu")],
-            depends=[str(path) for path in sorted(CSRC.rglob("*.h"))],
+            depends=[
+                str(path) for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cuh")
+            ],
             py_limited_api=True,
         )
     ],

@@ -143,8 +143,8 @@ def main():
     parser.add_argument("--rounds", type=int, default=1, help="over all prompts")
     parser.add_argument("--csv", type=Path, help="folder for the rows and the plot")
     options = parser.parse_args()
-    decoder = SpeculativeDecoder.from_pretrained(dtype=torch.bfloat16)
     prompts = read_prompts(options.prompts, options.limit)
+    decoder = SpeculativeDecoder.from_pretrained(dtype=torch.bfloat16)
     tallies = measure(decoder, prompts, options.batch_size, options.max_new_tokens, options.rounds)
     Console(width=150).print(compare(tallies))
     if options.csv:

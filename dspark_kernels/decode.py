@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .arguments import integer, nodes, number, prompts_of, token_ids
+from .checks import integer, nodes, number, prompts_of, token_ids
 from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, best_slots, survivors, unpack

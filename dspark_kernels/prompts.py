@@ -1,6 +1,7 @@
 """Prompts: files of them, and their way through a tokenizer's chat template."""
 
 import json
+import math
 from pathlib import Path
 
 SOURCES = ("prompt", "messages", "tokens")
@@ -9,10 +10,16 @@ SOURCES = ("prompt", "messages", "tokens")
 def read_records(path: str | Path) -> list[dict]:
     """The objects of a JSON-lines file, each with `prompt` (text), `messages` (a chat) or `tokens`.
 
-    Raises ValueError naming the first line that cannot be used, or that the file is empty.
+    Beside one of these a record may have `category`, `topic` (texts), `temperature` and `id`.
+    Raises ValueError naming the first line that cannot be used and why, or that the file is empty.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{path}: must be UTF-8 text, got the byte {byte:#x}") from error
     records = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # U+2028 may stand in a JSON string
         if not line.strip():
             continue
         try:
@@ -25,16 +32,60 @@ def read_records(path: str | Path) -> list[dict]:
                 f"{path}: line {number} must be a JSON object with `prompt`, `messages` or "
                 f"`tokens`, got {line[:60]!r}"
             )
-        records.append(record)
+        for name, (allowed, expected) in FIELDS.items():
+            value = record.get(name)
+            if value is not None and not allowed(value):
+                raise ValueError(
+                    f"{path}: line {number}: `{name}` must be {expected}, got "
+                    f"{json.dumps(value, ensure_ascii=False)[:60]}"
+                )
+        records.append({name: value for name, value in record.items() if value is not None})
     if not records:
         raise ValueError(f"{path}: must hold at least one prompt, got an empty file")
     return records
 
 
-def encode(record: dict, tokenizer) -> list[int]:
-    """Token ids of a record; texts go through the tokenizer's chat template if it has one."""
-    if "tokens" in record:
-        return record["tokens"]
+def _is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def _is_chat(value) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(message, dict) and _is_text(message.get("role"))
+        and _is_text(message.get("content")) for message in value
+    )  # fmt: skip
+
+
+def _are_tokens(value) -> bool:
+    return isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
+
+
+def _is_temperature(value) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+FIELDS = {
+    "prompt": (_is_text, "a text"),
+    "messages": (_is_chat, "a list of objects with the texts `role` and `content`"),
+    "tokens": (_are_tokens, "a list of token ids, whole numbers from 0"),
+    "category": (_is_text, "a text"),
+    "topic": (_is_text, "a text"),
+    "temperature": (_is_temperature, "a number, at least 0"),
+}
+
+
+def encode(record: dict, tokenizer, vocab_size: int | None = None) -> list[int]:
+    """Token ids of a record; texts go through the tokenizer's chat template if it has one.
+
+    Raises ValueError where the record's own ids are not of a vocabulary of `vocab_size` tokens.
+    """
+    if tokens := record.get("tokens"):
+        if vocab_size is not None and max(tokens) >= vocab_size:
+            raise ValueError(
+                f"tokens must hold ids from 0 to {vocab_size - 1}, the model's vocabulary, got "
+                f"{max(tokens)}"
+            )
+        return tokens
     messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
     if tokenizer.chat_template is None:
         return tokenizer("\n".join(message["content"] for message in messages)).input_ids

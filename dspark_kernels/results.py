@@ -3,6 +3,7 @@
 import csv
 import os
 import subprocess
+import tempfile
 from datetime import date
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from . import __version__
 from .environment import device_name, version_of
 
 TEXT = ("shape", "commit", "version")  # columns that may look like numbers
+
+
+def check_folder(argument: str, path: str | Path) -> None:
+    """Make the folder if there is none; ValueError naming the argument if it cannot be written."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"{argument} must be a folder that can be written, got {path}: {error.strerror}"
+        ) from error
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -63,12 +75,15 @@ def _commit() -> str:
     """
     if named := os.environ.get("DSPARK_COMMIT"):
         return named
+    root = Path(__file__).parents[1]
 
     def git(*arguments):
-        root = Path(__file__).parents[1]
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
 
     try:
+        top = git("rev-parse", "--show-toplevel").stdout.strip()
+        if not top or Path(top).resolve() != root.resolve():  # installed, if below another checkout
+            return ""
         head = git("rev-parse", "--short", "HEAD")
         changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results")
     except FileNotFoundError:  # no git here

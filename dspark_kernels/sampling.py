@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import integer, number, plain
+from .checks import integer, number, plain
 from .ops import linear_topk, sample_logits
 from .packing import Packing, pack
 

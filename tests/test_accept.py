@@ -95,6 +95,21 @@ def test_loops_have_a_period():
     assert not accept.loops([1, 2] * 10)  # too short to tell
 
 
+def test_continuations_of_one_token_are_refused(decoder):
+    one = Continuation("a", "", "x", 0.0, [1], [1], torch.zeros(1, 2, 32))
+    with pytest.raises(ValueError, match="prompts must be continued by two tokens or more"):
+        accept.accept(decoder.draft, [one], num_nodes=8)
+
+
+def test_a_picture_that_cannot_be_kept_is_refused(tmp_path):
+    accept.check_plot(str(tmp_path / "plot.png"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"plot must be a picture file .*plot.jam: Format 'jam'"):
+        accept.check_plot(str(tmp_path / "plot.jam"))
+    with pytest.raises(ValueError, match=r"plot must be a picture file to be written, got .*none"):
+        accept.check_plot(str(tmp_path / "none" / "plot.png"))
+
+
 def test_tables_and_plot(decoder, items, tmp_path):
     result = accept.accept(decoder.draft, items, num_nodes=8)
     assert len(accept.tables(result).renderables) == 6

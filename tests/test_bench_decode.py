@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from tiny import tiny_draft, tiny_model, tiny_tokenizer
@@ -103,7 +104,11 @@ def test_default_prompts():
     "methods, message",
     [
         ("none", "methods: must be of ours, plain, generate, prompt-lookup, assisted"),
-        ("ours:many", "ours takes a whole number behind its colon, got many"),
+        ("ours:many", "ours takes a whole number from 1 behind its colon, got many"),
+        ("ours:0", "ours takes a whole number from 1 behind its colon, got 0"),
+        ("prompt-lookup:0", "prompt-lookup takes a whole number from 1 behind its colon, got 0"),
+        ("assisted:99", "assisted takes from 1 to 1 of the model's 2 layers behind its colon, got"),
+        ("assisted:0", "assisted takes from 1 to 1 of the model's 2 layers behind its colon, got"),
         ("assisted:no/such", "'no/such' cannot be loaded"),
     ],
 )
@@ -123,3 +128,36 @@ def test_bad_prompt_files(folder, tmp_path, capsys, text, message):
     assert message in capsys.readouterr().err
     assert run(folder, prompts=tmp_path / "none.jsonl") == 2
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_the_prompt_file_is_read_before_the_model(folder, tmp_path, capsys):
+    assert run(folder, "--model", "no/such", prompts=tmp_path / "none.jsonl") == 2
+    assert "none.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["ours", "generate"])
+def test_tokens_beyond_the_vocabulary_are_one_sentence(folder, tmp_path, capsys, method):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"tokens": [1, 999999]}')
+    assert run(folder, "--methods", method, prompts=prompts) == 2
+    assert "tokens must hold ids from 0 to 299" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_kept_are_refused_before_the_run(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    options = ("--model", "no/such", "--csv")  # the model would be missed next
+    assert run(folder, *options, str(tmp_path / "file" / "folder")) == 2
+    message = r"csv must be a folder that can be written, got .*file/folder: Not a directory"
+    assert re.search(message, capsys.readouterr().err)
+    for name in ("../evil", "a/b", "", ".."):
+        with pytest.raises(SystemExit):
+            run(folder, *options, str(tmp_path), "--name", name)
+        message = f"argument --name: must be a file's name without a folder, got {name!r}"
+        assert message in capsys.readouterr().err
+
+
+def test_no_commit_is_shown_where_there_is_none(folder, monkeypatch, capsys):
+    monkeypatch.setattr("dspark_kernels.results._commit", lambda: "")
+    assert run(folder, "--limit", "1") == 0
+    out = capsys.readouterr().out
+    assert "commit" not in out and re.search(r"version [\d.]+, date \d+", out)

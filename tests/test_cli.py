@@ -1,12 +1,16 @@
 """The command line, on a tiny model with a tokenizer of its own."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tiny import tiny_draft, tiny_model, tiny_tokenizer
 
+import dspark_kernels
 from dspark_kernels.cli import main
+from dspark_kernels.streaming import StepPrinter
 
 VOCAB = 300
 
@@ -51,6 +55,17 @@ def test_generate_streams_the_text(folders, capsys):
     out = capsys.readouterr().out
     assert expected["text"] in out
     assert "tokens per step" in out and "output identical: yes" in out
+
+
+def test_half_a_character_waits_for_its_other_half():
+    tokenizer, shown = tiny_tokenizer(VOCAB), io.StringIO()
+    printer = StepPrinter(tokenizer, Console(file=shown))
+    first, second = tokenizer("é", add_special_tokens=False).input_ids
+    for tokens, expected in (([first], ""), ([second], "é"), ([first], "é")):
+        printer(0, tokens)
+        assert shown.getvalue() == expected
+    printer.finish()
+    assert shown.getvalue().strip() == "é\ufffd"  # what never became whole is shown as it is
 
 
 def test_generate_reads_stdin(folders, capsys, monkeypatch):
@@ -132,6 +147,43 @@ def test_train(folders, capsys, tmp_path):
     assert "more than before train a finished draft on; default: 3400" in shown
 
 
+@pytest.mark.parametrize(
+    "command, argument, least",
+    [
+        ("bench decode", "--limit", 1), ("bench decode", "--batch-size", 1),
+        ("bench decode", "--max-new-tokens", 2), ("bench accept", "--limit", 1),
+        ("bench accept", "--batch-size", 1), ("bench accept", "--max-new-tokens", 2),
+        ("generate", "--max-new-tokens", 1), ("generate", "--top-k", 0),
+    ],
+)  # fmt: skip
+def test_counts_are_whole_numbers_from_the_least(capsys, command, argument, least):
+    prompts = ["--prompts", "none.jsonl"] if command == "bench accept" else []
+    for value in (str(least - 1), "-2", "1.5", "many"):
+        with pytest.raises(SystemExit) as end:
+            main([*command.split(), *prompts, f"{argument}={value}"])
+        assert end.value.code == 2
+        message = f"argument {argument}: must be a whole number from {least}, got {value!r}"
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "257", "1.5"])
+def test_number_of_nodes(capsys, value):
+    for command, expected in (
+        (["generate"], "'auto' or a whole number from 1 to 256"),
+        (["bench", "accept", "--prompts", "none.jsonl"], "a whole number from 2 to 256"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, "--num-nodes", value])
+        assert f"--num-nodes: must be {expected}, got '{value}'" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"dspark_kernels {dspark_kernels.__version__}\n"
+
+
 def test_bench_accept(folders, capsys, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"bees {n}", "category": "ab"[n % 2]} for n in range(4)]
@@ -145,3 +197,6 @@ def test_bench_accept(folders, capsys, tmp_path):
     assert "tokens per step, by nodes" in capsys.readouterr().out
     assert run(folders, "bench accept", *options, "--draft", "none") == 2
     assert "there is none to measure" in capsys.readouterr().err
+    options = ("--model", "no/such", *options, "--plot", str(tmp_path / "none" / "plot.png"))
+    assert run(folders, "bench accept", *options) == 2  # before the model is loaded
+    assert "plot must be a picture file" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_draft, tiny_model
 
+from dspark_kernels import profiling
 from dspark_kernels.cost import CostTable, table_key, table_path
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.profiling import cost_table, profile
@@ -94,6 +95,21 @@ def test_profile_measures_every_point(decoder):
     assert all(row == sorted(row) and row[0] > 0 for row in table.pass_seconds)
     one, two, many = (table.step(1, nodes, 100, nodes > 1) for nodes in (1, 2, 64))
     assert one < two <= many
+
+
+def test_a_further_request_is_a_share_of_many(decoder, monkeypatch):
+    """Passes of one request take 1 ms a token; each further request adds 5 ms."""
+
+    def seconds(case, device):
+        batch, nodes = case
+        return 1e-3 * (batch * nodes + 5 * (batch - 1))
+
+    monkeypatch.setattr(profiling, "_pass", lambda *case: case[-2:])
+    monkeypatch.setattr(profiling, "_draft", lambda *case: (0, 0))
+    monkeypatch.setattr(profiling, "_seconds", seconds)
+    table = profile(decoder.target, decoder.draft)
+    assert table.request_seconds == [pytest.approx(5e-3)]
+    assert table.pass_seconds[0][:2] == pytest.approx([1e-3, 2e-3])
 
 
 def test_the_table_is_measured_once_and_again_when_it_is_stale(decoder, monkeypatch, tmp_path):

@@ -136,8 +136,14 @@ def _assisted(decoder, argument, options):
     Nine tenths of the layers is the default, since there is often no smaller model of the same
     vocabulary; a model that was not trained to exit early predicts little before.
     """
-    layers = argument or str(decoder.target.num_layers * 9 // 10)
+    depth = decoder.target.num_layers
+    layers = argument or str(depth * 9 // 10)
     if layers.isdecimal():
+        if not 0 < int(layers) < depth:
+            raise ValueError(
+                f"methods: assisted takes from 1 to {depth - 1} of the model's {depth} layers "
+                f"behind its colon, got {layers}"
+            )
         return Generate(decoder, assistant_early_exit=int(layers))
     from ..integrations.loading import load_model
 
@@ -146,8 +152,10 @@ def _assisted(decoder, argument, options):
 
 
 def _number(method: str, argument: str) -> int:
-    if not argument.isdecimal():
-        raise ValueError(f"methods: {method} takes a whole number behind its colon, got {argument}")
+    if not argument.isdecimal() or int(argument) < 1:
+        raise ValueError(
+            f"methods: {method} takes a whole number from 1 behind its colon, got {argument}"
+        )
     return int(argument)
 
 

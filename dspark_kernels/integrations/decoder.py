@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ..arguments import nodes, plain
+from ..checks import nodes, plain
 from ..decode import generate
 from ..graph import Session
 from ..heads import DraftModel
