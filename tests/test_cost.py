@@ -104,8 +104,11 @@ def test_a_further_request_is_a_share_of_many(decoder, monkeypatch):
         batch, nodes = case
         return 1e-3 * (batch * nodes + 5 * (batch - 1))
 
-    monkeypatch.setattr(profiling, "_pass", lambda *case: case[-2:])
-    monkeypatch.setattr(profiling, "_draft", lambda *case: (0, 0))
+    def case(target, draft, state, graphs, nodes):
+        return len(state.lengths), nodes
+
+    monkeypatch.setattr(profiling, "_pass", case)
+    monkeypatch.setattr(profiling, "_draft", lambda *_: (0, 0))
     monkeypatch.setattr(profiling, "_seconds", seconds)
     table = profile(decoder.target, decoder.draft)
     assert table.request_seconds == [pytest.approx(5e-3)]

@@ -176,10 +176,6 @@ def test_a_folder_continues_only_its_own_training(prompts, tmp_path, monkeypatch
         ([{"tokens": [1, 2], "temperature": 0.7}] * 3, "all 3 that are short enough have a temp"),
         ([{"tokens": [1] * 300}, {"tokens": [1] * 250}], "shorter than 232 tokens.* has 250"),
         ([{"tokens": [1, 64], "id": "x"}], "prompt 'x' must be token ids from 0 to 63, got .1, 64"),
-        (
-            [{"tokens": [1], "temperature": -1}],
-            "temperature must be a number of at least 0, got -1",
-        ),
     ],
 )
 def test_unusable_prompts_are_refused_before_anything_is_written(records, message, tmp_path):

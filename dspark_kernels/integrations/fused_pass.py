@@ -14,15 +14,21 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 
+THEIRS = "transformers."  # modules of hooks
+
 
 def _plain(*modules) -> bool:
     """Whether these are linear layers as torch made them, not quantized or adapted ones."""
     return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in modules)
 
 
-def hooks_of(module) -> tuple[int, int]:
-    """How many functions run before and after a module."""
-    return len(module._forward_pre_hooks), len(module._forward_hooks)
+def hooks_of(module) -> list:
+    """The functions that run before and after a module.
+
+    Without transformers' own, which stay where a call once asked for all hidden states.
+    """
+    hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(THEIRS)]
 
 
 def _weights(*linears):
@@ -88,7 +94,7 @@ class FusedPass:
         device = decoder.embed_tokens.weight.device.type
         if len(kinds) > 1 or device not in ("cpu", "cuda") or decoder.config.hidden_act != "silu":
             return False
-        if any(any(hooks_of(module)) for module in decoder.modules()):
+        if any(hooks_of(module) for module in decoder.modules()):
             return False
         if backend_of("fused_linear", device)[0] not in ("native", "triton"):
             return False

@@ -116,8 +116,8 @@ class TransformersTarget:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def _read_parts(self) -> list:
-        """The model's modules, how many hooks they have, and where their parameters lie."""
-        modules = [(module, *hooks_of(module)) for module in self.model.modules()]
+        """The model's modules and their hooks, and where its parameters lie."""
+        modules = [(module, hooks_of(module)) for module in self.model.modules()]
         return [*modules, *(parameter.data_ptr() for parameter in self.model.parameters())]
 
     def check_unchanged(self) -> None:

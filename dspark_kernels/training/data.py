@@ -1,6 +1,5 @@
 """Self-distillation data: the target continues the prompts, and its states are kept on disk."""
 
-import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,11 +36,6 @@ def read_prompts(path: str | Path, tokenizer, sampled: float = 0.25) -> list[Pro
     for number, record in enumerate(read_records(path)):
         name = str(record.get("id", number))
         temperature = record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0)
-        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-            raise ValueError(
-                f"prompts: temperature must be a number of at least 0, got {temperature!r} in "
-                f"prompt {name!r}"
-            )
         prompts.append(
             Prompt(
                 id=name,
