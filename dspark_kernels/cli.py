@@ -73,12 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train a draft for a model by self-distillation")
     command.set_defaults(run=_train)
-    command.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
-    command.add_argument("--prompts", required=True, help="JSON lines with a field `prompt`")
-    command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
-    command.add_argument("--steps", type=int, help="training steps at most")
-    command.add_argument("--minutes", type=float, help="training time at most")
-    command.add_argument("--seed", type=int, default=0)
+    _train_options(command)
 
     bench = commands.add_parser("bench", help="measure").add_subparsers(
         required=True, metavar="BENCHMARK"
@@ -131,6 +126,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _train_options(command: argparse.ArgumentParser) -> None:
+    from .training import TrainConfig
+
+    command.add_argument("--model", required=True, help="a folder, a .gguf file or a hub id")
+    command.add_argument(
+        "--prompts", required=True,
+        help="JSON lines with `prompt`, `messages` or `tokens`, and if you like `topic`, "
+        "`category`, `temperature`",
+    )  # fmt: skip
+    command.add_argument("--out", required=True, help="folder of the result; resumes what is there")
+    _device_option(command)
+    for name, meaning in {
+        "steps": "training steps at most; more than before train a finished draft on",
+        "minutes": "training time at most; 0: no limit",
+        "seed": "of the sampled continuations, the weights and the batches",
+        "max_new_tokens": "length of a continuation at most",
+        "generation_batch": "prompts continued at once",
+        "sampled": "share of the prompts without `temperature` continued at 0.8, the rest greedily",
+        "held_out": "share of the topics kept for calibration and evaluation",
+        "num_heads": "tokens proposed ahead by the heads",
+        "num_candidates": "candidates per head",
+        "feature_size": "hidden units which see all the heads read",
+        "rank": "of the GLM",
+        "draft_vocab_size": "tokens which can be proposed, the most frequent ones",
+        "learning_rate": "at its highest",
+        "segments": "segments of continuations per batch",
+        "segment_length": "positions trained on per segment",
+        "checkpoint_every": "steps between checkpoints",
+        "evaluation_prompts": "continuations evaluated at most",
+    }.items():
+        default = getattr(TrainConfig, name)
+        command.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default,
+            metavar="X" if isinstance(default, float) else "N",
+            help=f"{meaning}; default: %(default)s",
+        )  # fmt: skip
+    command.add_argument(
+        "--feature-layers", type=int, nargs="+", metavar="LAYER",
+        help="layers whose states the heads read, too; default: one at two thirds of them",
+    )  # fmt: skip
+
+
 def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> None:
     """least_tokens: 2 where the tokens behind the first, which a step yields, are measured."""
     _model_options(command)
@@ -161,8 +198,13 @@ def _model_options(command: argparse.ArgumentParser) -> None:
         help="a folder or hub id; 'none' decodes plainly; default: the one shipped for the model",
     )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    _device_option(command)
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _device_option(command: argparse.ArgumentParser) -> None:
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    command.add_argument("--device", default=default, help="default: %(default)s")
 
 
 def _decoder(arguments):
@@ -249,7 +291,7 @@ def _train(arguments) -> int:
 
     options = vars(arguments)
     del options["run"]
-    train(TrainConfig(**{name: value for name, value in options.items() if value is not None}))
+    train(TrainConfig(**options))
     return 0
 
 

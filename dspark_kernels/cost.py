@@ -6,7 +6,9 @@ further request it runs over, at a few context lengths; and seconds of a draft b
 
 import hashlib
 import json
+import math
 import os
+import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from . import __version__, _library
 from .environment import device_name
 
-VERSIONS = ("torch", "dspark_kernels", "native library")  # parts of a key that change at one place
+VERSIONS = ("torch", "dspark_kernels")  # parts of a key that change at one place
 
 
 @dataclass
@@ -32,19 +34,32 @@ class CostTable:
     draft_seconds: list[float]  # [batches]
     request_seconds: list[float]  # [contexts], what each request beyond the first adds to a pass
 
-    def step(self, batch: int, nodes: int, context: float) -> float:
-        """Seconds of a step over `nodes` of all requests; with no more than one each, no draft.
+    def step(self, batch: int, nodes: int, context: float, drafted: bool) -> float:
+        """Seconds of a step over `nodes` of all requests, with or without a draft.
 
         Linear between the measured points, and beyond the last ones.
         """
         curves = [_line(nodes, self.tokens, row) for row in self.pass_seconds]
         seconds = _line(context, self.contexts, curves)
         seconds += (batch - 1) * _line(context, self.contexts, self.request_seconds)
-        return seconds + (self.draft(batch) if nodes > batch else 0.0)
+        return seconds + (self.draft(batch) if drafted else 0.0)
 
     def draft(self, batch: int) -> float:
         """Seconds of a draft."""
         return _line(batch, self.batches, self.draft_seconds)
+
+    def _check(self) -> None:
+        """Raise a ValueError unless every place has its seconds."""
+        self.key.items()
+        for name, axis, rows in (
+            ("pass_seconds", self.tokens, self.pass_seconds),
+            ("draft_seconds", self.batches, [self.draft_seconds]),
+            ("request_seconds", self.contexts, [self.request_seconds]),
+            ("contexts", self.pass_seconds, [self.contexts]),
+        ):
+            for row in rows:
+                if not 0 < len(row) == len(axis) or not all(0 <= x < math.inf for x in row):
+                    raise ValueError(f"{name} must hold {len(axis)} numbers, got {row}")
 
     def save(self) -> Path:
         """Keep the table where `table_path` says; readers see the old one or the new one."""
@@ -60,7 +75,8 @@ class CostTable:
         """The table in a file; ValueError unless it was measured for `key`."""
         try:
             table = cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            table._check()
+        except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"cost table {path} must hold a table of `dspark profile`: {error}"
             ) from error
@@ -86,10 +102,13 @@ def table_key(target, draft) -> dict[str, str]:
     hidden, vocab, layers = target.identity
     heads, vocab_rows = draft.calibration.shape[0], draft.vocab_weight.shape[0]
     return {
-        "model": f"{target.name}: {layers} layers of {hidden}, {vocab} tokens",
+        "model": f"{target.name}: {layers} layers of {hidden}, {vocab} tokens, "
+        f"{target.num_parameters} parameters",
+        "layers": "its own" if target.fused is None else "fused",
+        "backend": _library.backend_of("tree_attention", target.device.type)[0],
         "draft": f"{heads} heads, {vocab_rows} tokens, rank {draft.mix.shape[1]}",
         "dtype": str(target.dtype).removeprefix("torch."),
-        "device": device_name(target.device.type),
+        "device": device_name(target.device),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "dspark_kernels": __version__,
@@ -105,6 +124,8 @@ def _fingerprint(path: Path | None) -> str:
 def table_path(key: dict[str, str]) -> Path:
     """Where the table of a key is kept, whatever its versions: in the user's cache folder."""
     place = "\n".join(value for name, value in key.items() if name not in VERSIONS)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):  # nobody's home
+        base = tempfile.gettempdir()
     name = hashlib.sha256(place.encode()).hexdigest()[:16]
     return Path(base) / "dspark_kernels" / f"cost-{name}.json"

@@ -7,22 +7,24 @@ node and keeps the path on which tree and draws agree. Nothing in it stops the h
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .graph import Graphs, Readback, Session
+from .checks import integer, nodes, number, prompts_of, token_ids
+from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, best_slots, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
-from .state import State, check_arguments
+from .state import State
 from .statistics import Clock, Results, Statistics, no_clock
 from .tree import DraftTree, chain
 
+CAPTURED = 8, 32  # nodes of a tree, at most, where trees share a number; or all
 Choice = Callable[[torch.Tensor], Budget]  # from scores, float32 [B, M]
 
 
@@ -147,17 +149,16 @@ def max_depth(draft) -> int:
 
 def prefill(
     target, prompts, sampling: Sampling, stop, max_new_tokens: int, room: int,
-    reuse: State | None = None,
+    session: Session | None = None,
 ) -> State:  # fmt: skip
     """Run the prompts through the target and draw each request's first token.
 
     `room`: cache slots and history entries kept free behind the last token, for the tree of a step.
-    `reuse`: a state of the same target; if it fits, it is loaded and returned.
     """
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
     options = sampling.tensors(batch, target.device)
-    shape = (batch, longest + max_new_tokens + room, options, len(stop))
-    state = reuse if reuse and reuse.fits(*shape) else State.empty(target, *shape)
+    capacity = longest + max_new_tokens + room
+    state = (session or Session()).take(target, batch, capacity, options, len(stop))
     state.load(prompts, options, stop, max_new_tokens)
     positions = torch.arange(longest, device=target.device).expand(batch, -1)
     hidden, features = target.forward(state.history[:, :longest], positions, state.cache)
@@ -169,8 +170,6 @@ def prefill(
     return state
 
 
-@torch.inference_mode()
-@values_on_trust()
 def generate(
     target,
     draft,
@@ -179,7 +178,7 @@ def generate(
     max_new_tokens: int = 128,
     sampling: Sampling | None = None,
     stop: Sequence[int] = (),
-    num_nodes: int | Scheduler = 16,
+    num_nodes: int | Scheduler | Callable[[], Scheduler] = 16,
     min_score: float = 0.0,
     on_tokens: Callable[[int, list[int]], None] | None = None,
     sync_every: int = 1,
@@ -195,7 +194,7 @@ def generate(
         sampling: options of the draw; greedy if None.
         stop: tokens that end a request; the stop token itself is the last one emitted.
         num_nodes: tree nodes which the target verifies per step and request, root included; or a
-            scheduler, which chooses them before each step.
+            scheduler, which chooses them before each step, or a function that makes one.
         min_score: nodes which would add less than this share to the expected tokens of a step are
             not verified.
         on_tokens: called with (request, its new tokens) after each step that yielded some.
@@ -208,39 +207,55 @@ def generate(
         for every draft, `num_nodes` and batch, as far as the target's arithmetic is.
 
     Raises:
-        ValueError: a prompt is empty, too long, or holds a token outside the vocabulary; or an
-            option is out of range.
+        TypeError, ValueError: a prompt is empty, too long, or holds a token outside the vocabulary;
+            an option is out of range; or the model is not what it was, see `check_unchanged`.
+        RuntimeError: another call uses the session.
     """
-    fixed = isinstance(num_nodes, int)
-    check_arguments(
-        target, prompts, max_new_tokens, num_nodes if fixed else num_nodes.max_nodes, sync_every
-    )
-    scheduler = Scheduler((num_nodes,)) if fixed else num_nodes
-    scheduler.begin(len(prompts))
+    max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
+    sync_every = integer("sync_every", sync_every, 1)
+    min_score = number("min_score", min_score, 0.0, 1.0)
+    prompts = prompts_of(target, prompts, max_new_tokens)
+    stop = sorted(set(token_ids("stop", stop, 2**63)))
+    if on_tokens is not None and not callable(on_tokens):
+        raise TypeError(f"generate: on_tokens must be a function or None, got {on_tokens!r}")
+    sampling = sampling or Sampling()
+    sampling.tensors(len(prompts), torch.device("cpu"))
+    if not (isinstance(num_nodes, Scheduler) or callable(num_nodes)):
+        num_nodes = Scheduler((nodes("num_nodes", num_nodes),))
+    target.check_unchanged()
     session = session or Session()
-    clock = Clock(target.device)
-    room = scheduler.max_nodes + max_depth(draft) + 1
-    with clock("prefill"):
-        sampling = sampling or Sampling()
-        state = prefill(target, prompts, sampling, stop, max_new_tokens, room, session.state)
-        graphs = session.take(state)
-        results = Results([len(p) for p in prompts], max_new_tokens, stop, on_tokens)
-        results.add_first(state.root.tolist())
-    loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock)
-    behind = 1 if graphs.cuda else 0
-    launched: deque[_Launched] = deque()
-    started = now = time.perf_counter()
-    while not results.finished:
-        launched.extend(loop.launch() for _ in range(sync_every))
-        before, now = now, time.perf_counter()
-        with clock("host"):
-            while len(launched) > behind:
-                loop.look(launched.popleft(), (now - before) / sync_every)
-            if not graphs.cuda:
-                loop.drop_finished()
-    results.statistics.decode_seconds = time.perf_counter() - started
-    results.statistics.seconds = clock.seconds()
-    return Generation(results.tokens, results.statistics)
+    with session.alone(), on_device(target.device), _plain_arithmetic(target.device):
+        scheduler = num_nodes if isinstance(num_nodes, Scheduler) else num_nodes()
+        scheduler.begin(len(prompts))
+        results = Results([len(p) for p in prompts], max_new_tokens, stop, _outside(on_tokens))
+        clock = Clock(target.device)
+        with clock("prefill"):
+            room = scheduler.max_nodes + max_depth(draft) + 1
+            state = prefill(target, prompts, sampling, stop, max_new_tokens, room, session)
+            results.add_first(state.root.tolist())
+        graphs = session.graphs
+        _Loop(target, draft, state, scheduler, min_score, graphs, results, clock).run(sync_every)
+        results.statistics.seconds = clock.seconds()
+        return Generation(results.tokens, results.statistics)
+
+
+@contextmanager
+def _plain_arithmetic(device: torch.device):
+    """No gradients, no autocast, and values on trust."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), values_on_trust():
+        yield
+
+
+def _outside(on_tokens):
+    """A user's function, called as if `generate` were not around it."""
+    if on_tokens is None:
+        return None
+
+    def call(request: int, tokens: list[int]) -> None:
+        with torch.inference_mode(False), values_on_trust(False):
+            on_tokens(request, tokens)
+
+    return call
 
 
 class _Launched(NamedTuple):
@@ -265,6 +280,36 @@ class _Loop:
 
     def __post_init__(self):
         self.requests = np.arange(len(self.results.tokens))  # which the rows of `state` are
+        self.arrived = time.perf_counter()  # results of the last step, or the start
+        self.disturbed = False  # whether a step of late compiled or captured
+
+    def run(self, sync_every: int) -> None:
+        """Step until every request has met its end."""
+        results, behind = self.results, 1 if self.graphs.cuda else 0
+        launched: deque[_Launched] = deque()
+        started = time.perf_counter()
+        while not results.finished:
+            for _ in range(min(sync_every, int(results.remaining.max()))):  # a token each at least
+                launched.append(self.launch())
+            with self.clock("host"):
+                while len(launched) > behind:
+                    self.look(launched.popleft())
+                self.disturbed = False
+                if not self.graphs.cuda:
+                    self.drop_finished()
+        results.statistics.decode_seconds = time.perf_counter() - started
+
+    @property
+    def budget(self) -> Budget:
+        """The scheduler's; on a GPU with few sizes of trees which share a number of nodes, since
+        each is a capture."""
+        num_nodes, total = budget = self.scheduler.budget
+        if not self.graphs.cuda or total == num_nodes * len(self.requests):
+            return budget
+        most = self.scheduler.max_nodes
+        return Budget(
+            next(size for size in (*CAPTURED, most) if size >= min(num_nodes, most)), total
+        )
 
     def launch(self) -> _Launched:
         """Start a step with as many nodes as the scheduler says; on a GPU nothing waits for it."""
@@ -279,16 +324,17 @@ class _Loop:
             )
 
         plain = Budget(1, len(self.requests))
-        key = plain if draft is None else scheduler.budget, num_nodes, self.min_score
+        key = draft is None, plain if draft is None else self.budget, num_nodes, self.min_score
+        self.disturbed |= not self.graphs.settled(key)
         with self.clock("graph") if cuda else nullcontext():
-            outcome = self.graphs((draft is None, *key), run)
-        budget = plain if draft is None else scheduler.budget
+            outcome = self.graphs(key, run)
+        budget = plain if draft is None else self.budget
         return _Launched(self.requests, budget, draft is not None, Readback(*outcome))
 
     def _choose(self, scores: torch.Tensor) -> Budget:
         """On the CPU the scores of this tree decide; on a GPU those which were looked at last."""
         if self.graphs.cuda:
-            return self.scheduler.budget
+            return self.budget
         self._schedule(scores.numpy())
         budget, used = self.scheduler.budget, (scores.numpy() > 0).sum(axis=1)
         return Budget(min(budget.num_nodes, used.max()), min(budget.total, used.sum()))
@@ -297,12 +343,19 @@ class _Loop:
         remaining = self.results.remaining[self.requests]
         self.scheduler.choose(scores, remaining, self.results.context)
 
-    def look(self, launched: _Launched, seconds: float) -> None:
+    def look(self, launched: _Launched) -> None:
         """Take a step's results, and let the scheduler learn from them."""
         results, requests = self.results, launched.requests
         outcome = Outcome(*launched.outcome.get())
+        seconds = launched.outcome.arrived - self.arrived
+        self.arrived = launched.outcome.arrived
         running = results.running[requests]
         count = np.count_nonzero(running)
+        if not count:
+            return
+        emitted = outcome.counts.numpy()[running]
+        if not emitted.all():
+            raise RuntimeError("generate: a step yielded no token of a request that goes on")
         predicted = float(count)
         if launched.drafted:
             scores, nodes = outcome.scores.numpy(), outcome.nodes.numpy()
@@ -313,15 +366,14 @@ class _Loop:
                 if goes_on
             ]
             predicted += self.scheduler.observe(nodes[running], scores[running], path_scores)
-            if self.graphs.cuda and count:
+            if self.graphs.cuda:
                 self._schedule(scores)
         batch, total = len(requests), launched.budget.total
-        if count and launched.drafted == (total > batch):
-            self.scheduler.observe_seconds(batch, total, results.context, seconds)
+        if not self.disturbed:
+            self.scheduler.observe_seconds(batch, total, results.context, seconds, launched.drafted)
         counts = outcome.counts.tolist()
         results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())
-        observed = float(outcome.counts.numpy()[running].sum())
-        results.statistics.record_choice(total, predicted, observed, seconds)
+        results.statistics.record_choice(total, predicted, float(emitted.sum()), seconds)
 
     def drop_finished(self) -> None:
         """Go on with the requests that have not met their end, if some have."""

@@ -20,10 +20,11 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def device_name(device: str) -> str:
-    """The model of the GPU ("cuda") or of this computer's processor ("cpu")."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+def device_name(device: torch.device | str) -> str:
+    """The model of a GPU ("cuda", "cuda:1") or of this computer's processor ("cpu")."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -1,25 +1,42 @@
 """Steps as CUDA graphs: captured once over fixed buffers, then replayed by a single launch."""
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from .state import State
+from .sampling import DrawTensors
+from .state import CAPACITY_UNIT, State, stop_places
+
+HELD, HELD_BYTES = 4, 2 << 30  # states kept for later calls, and the bytes of their caches
+
+
+def on_device(device: torch.device):
+    """A block in which `device` is the current GPU, the one of new events and captures."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Graphs:
     """Functions over fixed buffers, by key: called as they are on the CPU, replayed on a GPU.
 
     What a function reads and updates must be the same tensors at every call, and it must read no
-    value on the host. What it returns is overwritten by the next call of any function here.
+    value on the host. What it returns is overwritten by the next call of any function here. On a
+    GPU, calls belong into `on_device`.
     """
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
         self._known: dict[Hashable, Any] = {}  # None, or (graph, outputs)
+        self._stream = torch.cuda.Stream(device) if self.cuda else None  # of captures
         self._pool = None
+
+    def settled(self, key: Hashable) -> bool:
+        """Whether a call does no more than its work: it neither compiles nor captures."""
+        return not self.cuda or self._known.get(key) is not None
 
     def __call__(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """What `function()` returns. On a GPU the first call of a key runs it as it is, which
@@ -31,7 +48,9 @@ class Graphs:
             return function()
         if self._known[key] is None:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            # what other threads do on the GPU meanwhile must not break the capture
+            options = {"stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, pool=self._pool, **options):
                 outputs = function()
             self._pool = graph.pool()
             self._known[key] = graph, outputs
@@ -46,6 +65,7 @@ class Readback:
     def __init__(self, *tensors: torch.Tensor | None):
         self._tensors = [t if t is None else t.to("cpu", non_blocking=True) for t in tensors]
         self._event = None
+        self.arrived = time.perf_counter()  # on a GPU: when the host first saw them
         if tensors[0].is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
@@ -54,18 +74,60 @@ class Readback:
         """The tensors, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
+            self._event, self.arrived = None, time.perf_counter()
         return self._tensors
 
 
-@dataclass
 class Session:
-    """What the calls for one target share, one at a time: buffers and the steps captured there."""
+    """What the calls for one target share, one at a time: buffers and the steps captured there.
 
-    state: State | None = None
-    graphs: Graphs | None = None
+    Buffers are kept by what calls differ in (requests, sampling options), so that calls of a few
+    kinds in turn do not capture anew each time.
+    """
 
-    def take(self, state: State) -> Graphs:
-        """Hold `state` for the next call; the graphs over it, new ones if it is another."""
-        if self.graphs is None or state is not self.state:
-            self.state, self.graphs = state, Graphs(state.history.device)
-        return self.graphs
+    def __init__(self):
+        self._held: OrderedDict[Hashable, tuple[State, Graphs]] = OrderedDict()  # latest last
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """A block that no other call may be in meanwhile: RuntimeError if one is."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "generate: this decoder is at work already, in another thread or around this call; "
+                "make one decoder for each"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @property
+    def graphs(self) -> Graphs:
+        """The graphs over the buffers that were taken last."""
+        return next(reversed(self._held.values()))[1]
+
+    def take(self, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> State:
+        """Buffers for such requests, see `State.empty`: those of an earlier call if they fit."""
+        options = *(part is None for part in sampling), stop_places(stops)
+        key = target.device, target.dtype, batch, *options
+        state, graphs = self._held.pop(key, (None, None))
+        if state is None or state.capacity < capacity:
+            if state is not None:  # for requests that grow call by call
+                most = target.max_length + CAPACITY_UNIT
+                capacity = max(capacity, min(state.capacity * 3 // 2, most))
+            state = graphs = None  # before there are others
+            self._make_room()
+            state = State.empty(target, batch, capacity, sampling, stops)
+            graphs = Graphs(target.device)
+        self._held[key] = state, graphs
+        return state
+
+    def _make_room(self) -> None:
+        """Forget what was not used for longest, until the rest is few and small."""
+
+        def size():
+            return sum(state.cache.storage.nbytes for state, _ in self._held.values())
+
+        while len(self._held) >= HELD or size() > HELD_BYTES:
+            self._held.popitem(last=False)

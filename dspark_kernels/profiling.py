@@ -1,7 +1,9 @@
 """Measuring the cost table of a target and its draft: `dspark profile`, or before the first use."""
 
+import functools
 import time
 import warnings
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -12,7 +14,7 @@ from tqdm import tqdm
 
 from .cost import CostTable, table_key, table_path
 from .decode import max_depth, propose, verify
-from .graph import Graphs
+from .graph import Graphs, on_device
 from .ops import values_on_trust
 from .sampling import Sampling
 from .scheduler import SIZES
@@ -32,17 +34,23 @@ SETTLED = 0.005  # a round which makes the table less faster than by this share 
 def cost_table(target, draft) -> CostTable:
     """The kept table for this target, draft and machine; measured now if there is none.
 
-    Warns and measures again where the kept one was made with other versions.
+    Warns and measures again where the kept one was made with other versions or is damaged; warns
+    too where it cannot be kept.
     """
     key = table_key(target, draft)
     path = table_path(key)
-    if path.exists():
-        try:
+    try:
+        if path.exists():
             return CostTable.load(path, key)
-        except ValueError as error:
-            warnings.warn(f"{error} (done now)", stacklevel=2)
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error} (done now)", stacklevel=2)
     table = profile(target, draft)
-    table.save()
+    try:
+        table.save()
+    except OSError as error:
+        warnings.warn(
+            f"what steps cost here was measured and cannot be kept: {error}", stacklevel=2
+        )
     return table
 
 
@@ -65,15 +73,25 @@ def view(table: CostTable) -> Group:
 @values_on_trust()
 def profile(target, draft) -> CostTable:
     """Measure passes and drafts in turn; of each the fastest counts, free of others' load."""
+    with on_device(target.device):
+        return _profile(target, draft)
+
+
+def _profile(target, draft) -> CostTable:
+    held = functools.cache(partial(_state, target))  # by context and batch
     longest = target.max_length - NODES
     contexts = [context for context in CONTEXTS if context <= longest] or [max(longest, 1)]
     functions = {
-        (context, tokens): _pass(target, draft, context, -(-tokens // NODES), min(tokens, NODES))
+        (context, tokens): _pass(
+            target, draft, *held(context, -(-tokens // NODES)), min(tokens, NODES)
+        )
         for context in contexts
         for tokens in TOKENS
     }
-    functions |= {(context, "many"): _pass(target, draft, context, MANY, 1) for context in contexts}
-    functions |= {batch: _draft(target, draft, contexts[0], batch) for batch in BATCHES}
+    functions |= {
+        (context, "many"): _pass(target, draft, *held(context, MANY), 1) for context in contexts
+    }
+    functions |= {batch: _draft(draft, *held(contexts[0], batch)) for batch in BATCHES}
     fastest = dict.fromkeys(functions, float("inf"))
     rounds = range(-WARM_UP, MOST_ROUNDS)
     for round in tqdm(rounds, "measuring what a step costs", leave=False, unit="round"):
@@ -115,22 +133,21 @@ def _increasing(seconds) -> list[float]:
     return list(accumulate(reversed(list(seconds)), min))[::-1]
 
 
-def _state(target, context: int, batch: int) -> State:
+def _state(target, context: int, batch: int) -> tuple[State, Graphs]:
     """Requests of `context` random tokens, as if their cache were filled."""
     sampling = Sampling().tensors(batch, target.device)
     state = State.empty(target, batch, context + 2 * NODES, sampling, 1)
     tokens = torch.randint(target.lm_head.shape[0], (batch, context)).tolist()
     state.load(tokens, sampling, [0], NODES)
     state.hidden.normal_()
-    return state
+    return state, Graphs(target.device)
 
 
-def _pass(target, draft, context: int, batch: int, nodes: int):
-    """A function that runs the target over chains of so many nodes of so many requests."""
-    state = _state(target, context, batch)
+def _pass(target, draft, state: State, graphs: Graphs, nodes: int):
+    """A function that runs the target over chains of so many nodes of each request."""
+    context, batch = int(state.lengths[0]), len(state.lengths)
     tokens = torch.randint(target.lm_head.shape[0], (batch, nodes), device=target.device)
-    tree = chain(tokens)
-    graphs, deepest = Graphs(target.device), max_depth(draft)
+    tree, deepest = chain(tokens), max_depth(draft)
 
     def run():
         state.lengths.fill_(context)
@@ -140,7 +157,6 @@ def _pass(target, draft, context: int, batch: int, nodes: int):
     return lambda: graphs(nodes, run)
 
 
-def _draft(target, draft, context: int, batch: int):
-    """A function that drafts trees for `batch` requests."""
-    state, graphs = _state(target, context, batch), Graphs(target.device)
-    return lambda: graphs(batch, lambda: propose(draft, state, NODES, 0.0))
+def _draft(draft, state: State, graphs: Graphs):
+    """A function that drafts trees for the requests."""
+    return lambda: graphs("draft", lambda: propose(draft, state, NODES, 0.0))

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from .checks import integer, number, plain
 from .ops import linear_topk, sample_logits
 from .packing import Packing, pack
+
+LEAST_TEMPERATURE = 1e-6  # logits over less are no float32 numbers
 
 
 class DrawTensors(NamedTuple):
@@ -29,8 +32,8 @@ class DrawTensors(NamedTuple):
 class Sampling:
     """Options of the draw; each is one number for all requests or a sequence with one per request.
 
-    temperature: 0 for greedy decoding. seed: of the noise; the same seed gives the same text.
-    top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
+    temperature: 0 for greedy decoding, or 1e-6 and more. seed: of the noise; the same seed gives
+    the same text. top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
     """
 
     temperature: float | Sequence[float] = 0.0
@@ -42,16 +45,22 @@ class Sampling:
     def tensors(self, batch: int, device: torch.device) -> DrawTensors:
         """Checked tensors for `batch` requests."""
 
-        def column(name, low, high, dtype, off):
-            value = getattr(self, name)
-            values = list(value) if isinstance(value, Sequence) else [value] * batch
+        def column(name, low, high, dtype, off, least=0.0):
+            value = plain(getattr(self, name))
+            check = number if dtype.is_floating_point else integer
+            several = isinstance(value, Sequence) and not isinstance(value, str)
+            values = list(value) if several else [value] * batch
             if len(values) != batch:
                 raise ValueError(
-                    f"{name} must be one number or {batch}, one per request, got {len(values)}"
+                    f"generate: {name} must be one number or {batch}, one per request, got "
+                    f"{len(values)}"
                 )
+            values = [check(name, value, low, high) for value in values]
             for value in values:
-                if not low <= value <= high:
-                    raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+                if least and off < value < least:
+                    raise ValueError(
+                        f"generate: {name} must be {off} or at least {least}, got {value}"
+                    )
             if all(value == off for value in values):
                 return None
             return torch.tensor(values, dtype=dtype, device=device)
@@ -59,7 +68,9 @@ class Sampling:
         seed = column("seed", -(2**63), 2**63 - 1, torch.int64, None)
         smallest = torch.finfo(torch.float32).tiny
         return DrawTensors(
-            temperature=column("temperature", 0.0, float("inf"), torch.float32, 0),
+            temperature=column(
+                "temperature", 0.0, float("inf"), torch.float32, 0, LEAST_TEMPERATURE
+            ),
             seed=seed,
             top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
             top_p=column("top_p", smallest, 1.0, torch.float32, 1),

@@ -15,6 +15,7 @@ from .packing import Budget, lag_weight
 
 SIZES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # nodes of one request
 LEAST_DRAFT = 16  # nodes that are always scored
+FIRST_TOTAL = 64  # nodes of a batch at most, before any score is known
 TOTALS = (*SIZES, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)  # of a batch
 MEMORY, TEXT_MEMORY = 0.998, 0.99  # of the correction: what a step of one request leaves of it
 TRUST, TEXT_TRUST = 20.0, 10.0  # accepted nodes which outweigh the scores, and earlier texts
@@ -52,9 +53,10 @@ class Scheduler:
         self._all = [[TRUST] * groups, [TRUST] * groups]  # predicted and accepted, by group
         self._usual: dict[int, np.ndarray] = {}  # tokens of late trees by total, by requests
         self._gain = np.zeros(2)  # sum, and its weight
-        self._seconds: dict[tuple[int, int, int], float] = {}
+        self._seconds: dict[tuple[int, int, int, bool], float] = {}
         self._pace = 1.0  # seconds of late steps over the table's
-        self._paces: dict[int, tuple[float, float]] = {}  # nodes: sum of paces over it, weight
+        # (nodes, drafted): sum of paces over it, weight
+        self._paces: dict[tuple[int, bool], tuple[float, float]] = {}
         self.begin(1)
 
     @property
@@ -71,7 +73,11 @@ class Scheduler:
 
     def begin(self, batch: int) -> None:
         """Other texts: what was peculiar to the last ones counts little from here on."""
-        self.budget = Budget(self.budget.num_nodes, batch * self.budget.num_nodes)
+        num_nodes = self.budget.num_nodes
+        if len(self.sizes) > 1:  # a large batch starts small
+            most = max(FIRST_TOTAL // batch, 1)
+            num_nodes = max(size for size in self.sizes if size <= min(num_nodes, most))
+        self.budget = Budget(num_nodes, batch * num_nodes)
         self._text = [[0.0] * len(self._starts) for _ in range(2)]
         self._correct()
         self._gain /= max(self._gain[1], 1.0)
@@ -102,8 +108,8 @@ class Scheduler:
         else:
             totals = [count, *(n for n in TOTALS if count < n < ranked.size), ranked.size]
             tokens, order = self._shared(ranked, remaining[running], totals)
-        nodes = [batch, *totals[1:]]  # a step without draft runs over all roots
-        seconds = np.array([self.step_seconds(batch, number, context) for number in nodes])
+        seconds = [self.step_seconds(batch, number, context, True) for number in totals[1:]]
+        seconds = np.array([self.step_seconds(batch, batch, context, False), *seconds])  # all roots
         usual = self._usual.get(count, tokens)
         usual = self._usual[count] = usual + (1 - USUAL_MEMORY) * (tokens - usual)
         rates = tokens / seconds
@@ -190,24 +196,26 @@ class Scheduler:
         tokens = count + np.array([0.0, *gains[np.array(totals[1:], dtype=int) - count - 1]])
         return tokens, order
 
-    def step_seconds(self, batch: int, nodes: int, context: float) -> float:
+    def step_seconds(self, batch: int, nodes: int, context: float, drafted: bool) -> float:
         """Seconds which a step over so many nodes of all requests is expected to take."""
-        paces, weight = self._paces.get(nodes, (1.0, 1.0))
-        return self._pace * paces / weight * self._table_seconds(batch, nodes, context)
+        paces, weight = self._paces.get((nodes, drafted), (1.0, 1.0))
+        return self._pace * paces / weight * self._table_seconds(batch, nodes, context, drafted)
 
-    def observe_seconds(self, batch: int, nodes: int, context: float, seconds: float) -> None:
+    def observe_seconds(
+        self, batch: int, nodes: int, context: float, seconds: float, drafted: bool
+    ) -> None:
         """Learn from what a step over so many nodes took, its draft included if it had one."""
         if self.costs is None:
             return
-        pace = seconds / self._table_seconds(batch, nodes, context) / self._pace
+        pace = seconds / self._table_seconds(batch, nodes, context, drafted) / self._pace
         pace = min(max(pace, 1 / COST_SPREAD), COST_SPREAD)
         self._pace *= 1 + (1 - COST_MEMORY) * (pace - 1)
-        paces, weight = self._paces.get(nodes, (COST_TRUST, COST_TRUST))
-        self._paces[nodes] = COST_MEMORY * paces + pace, COST_MEMORY * weight + 1
+        paces, weight = self._paces.get((nodes, drafted), (COST_TRUST, COST_TRUST))
+        self._paces[nodes, drafted] = COST_MEMORY * paces + pace, COST_MEMORY * weight + 1
 
-    def _table_seconds(self, batch: int, nodes: int, context: float) -> float:
-        key = batch, nodes, int(context) // CONTEXT_STEP
+    def _table_seconds(self, batch: int, nodes: int, context: float, drafted: bool) -> float:
+        key = batch, nodes, int(context) // CONTEXT_STEP, drafted
         if key not in self._seconds:
             middle = (key[2] + 0.5) * CONTEXT_STEP
-            self._seconds[key] = self.costs.step(batch, nodes, middle)
+            self._seconds[key] = self.costs.step(batch, nodes, middle, drafted)
         return self._seconds[key]

@@ -6,10 +6,16 @@ import torch
 
 from .cache import KVCache
 from .ops import advance_step
-from .ops.tree_attention import MAX_NODES
 from .sampling import DrawTensors
 
 CAPACITY_UNIT = 256  # tokens; a state serves all calls whose longest request rounds up to it
+STOPS_UNIT = 8  # stop tokens, likewise
+NO_TOKEN = -1
+
+
+def stop_places(stops: int) -> int:
+    """Places of a state for so many stop tokens."""
+    return max(-(-stops // STOPS_UNIT), 1) * STOPS_UNIT
 
 
 @dataclass
@@ -27,13 +33,14 @@ class State:
     hidden: torch.Tensor  # [B, D], the target's state which drew the root
     features: torch.Tensor | None  # [B, F], earlier layers' states at the same place
     sampling: DrawTensors
-    stop: torch.Tensor  # int64 [K], tokens that end a request
+    stop: torch.Tensor  # int64 [K], tokens that end a request, and NO_TOKEN in free places
     limit: torch.Tensor  # int32 [B], length at which a request ends
     done: torch.Tensor  # bool [B]
 
     @classmethod
     def empty(cls, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> "State":
-        """Buffers for requests of `capacity` tokens, rounded up, that draw like `sampling`."""
+        """Buffers for requests of `capacity` tokens which draw like `sampling`, and `stops` stop
+        tokens; both rounded up."""
         device, width = target.device, target.lm_head.shape[1]
         capacity = -(-capacity // CAPACITY_UNIT) * CAPACITY_UNIT
 
@@ -49,19 +56,15 @@ class State:
             hidden=zeros(batch, width, dtype=target.dtype),
             features=zeros(batch, layers * width, dtype=target.dtype) if layers else None,
             sampling=DrawTensors(*(None if part is None else part.clone() for part in sampling)),
-            stop=zeros(stops, dtype=torch.int64),
+            stop=zeros(stop_places(stops), dtype=torch.int64),
             limit=zeros(batch),
             done=zeros(batch, dtype=torch.bool),
         )
 
-    def fits(self, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> bool:
-        """Whether these buffers can take such requests of the same target."""
-        return (
-            self.history.shape[0] == batch
-            and self.history.shape[1] >= capacity
-            and len(self.stop) == stops
-            and [part is None for part in self.sampling] == [part is None for part in sampling]
-        )
+    @property
+    def capacity(self) -> int:
+        """Tokens of a request."""
+        return self.history.shape[1]
 
     def load(self, prompts, sampling: DrawTensors, stop, max_new_tokens: int) -> None:
         """Take new requests: their prompts become the history, the cache is empty."""
@@ -70,7 +73,8 @@ class State:
         self.history[:, :longest].copy_(rows)
         self.lengths.copy_(torch.tensor([len(prompt) for prompt in prompts]))
         self.limit.copy_(self.lengths + max_new_tokens)
-        self.stop.copy_(torch.tensor(sorted(stop), dtype=torch.int64))
+        self.stop.fill_(NO_TOKEN)
+        self.stop[: len(stop)].copy_(torch.tensor(stop, dtype=torch.int64))
         self.cache.seqlens.zero_()
         self.done.zero_()
         for held, given in zip(self.sampling, sampling, strict=True):
@@ -106,30 +110,3 @@ class State:
     def remaining(self) -> torch.Tensor:
         """Tokens which each request may still emit, int32 [B]; 0 for a finished one."""
         return (self.limit - self.lengths).masked_fill(self.done, 0)
-
-
-def check_arguments(target, prompts, max_new_tokens, num_nodes, sync_every) -> None:
-    """Raise a ValueError that names the first unusable argument of `generate`."""
-    if not prompts:
-        raise ValueError("generate: prompts must hold at least one prompt, got none")
-    for name, value in (
-        ("max_new_tokens", max_new_tokens), ("num_nodes", num_nodes), ("sync_every", sync_every),
-    ):  # fmt: skip
-        if value < 1:
-            raise ValueError(f"generate: {name} must be at least 1, got {value}")
-    if num_nodes > MAX_NODES:
-        raise ValueError(f"generate: num_nodes must be at most {MAX_NODES}, got {num_nodes}")
-    vocab_size = target.lm_head.shape[0]
-    for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise ValueError(f"generate: prompt {number} must hold at least one token, got none")
-        if len(prompt) + max_new_tokens > target.max_length:
-            raise ValueError(
-                f"generate: prompt {number} and its continuation must fit into the model's context "
-                f"of {target.max_length} tokens, got {len(prompt)} + {max_new_tokens}"
-            )
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(
-                f"generate: prompt {number} must hold ids from 0 to {vocab_size - 1}, "
-                f"got {min(prompt)} to {max(prompt)}"
-            )

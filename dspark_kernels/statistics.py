@@ -74,8 +74,9 @@ class Choice:
 class Statistics:
     """Counts over the steps of one `generate` call, all requests together.
 
-    `accepted` counts steps by the number of draft tokens they accepted; a step yields one token
-    more. Steps of a finished request are not counted, nor are tokens behind a stop token.
+    `accepted` counts steps by the number of draft tokens they accepted, those behind a stop token
+    or the limit included; a step yields one token more. Steps of a finished request are not
+    counted, nor are `tokens` behind its end.
     """
 
     steps: int = 0  # of all requests: two requests in one batch count two

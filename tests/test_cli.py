@@ -104,7 +104,7 @@ def test_env(capsys):
         (["--draft", "{}/other"], "vocabulary size 64, got a target with vocabulary size 300"),
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
-        (["--temperature", "-1"], "temperature must be from 0.0"),
+        (["--temperature", "-1"], "temperature must be a number from 0 to inf, got -1.0"),
         (["   "], "prompt must hold some text"),
     ],
 )
@@ -116,6 +116,35 @@ def test_bad_input_is_one_sentence(folders, capsys, arguments, message):
     assert captured.err.strip().splitlines()[-1].startswith("dspark: error: ")
     assert message in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_train(folders, capsys, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    lines = [{"prompt": f"bees {n}", "temperature": 0.8 * (n > 3)} for n in range(6)]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    arguments = ["train", "--model", str(folders / "model"), "--prompts", str(prompts)]
+    arguments += ["--out", str(out), "--device", "cpu", "--max-new-tokens", "8", "--rank", "4"]
+    arguments += ["--num-candidates", "9", "--segments", "2", "--feature-layers", "1", "2"]
+    arguments += ["--learning-rate", "1e-3"]
+    for wrong, message in (
+        (["--steps", "-3"], "steps must be a whole number of at least 1, got -3"),
+        (["--minutes", "-1"], "minutes must be a number of at least 0, got -1.0"),
+        (["--device", "moon"], "device must be one of this machine, such as 'cpu', got 'moon'"),
+        (["--out", str(prompts)], "out must be a folder, got the file"),
+    ):
+        assert main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*arguments, "--steps", "2"]) == 0
+    assert "draft for model: 5 heads, GLM rank 4, 9 candidates" in capsys.readouterr().out
+    report = json.loads((out / "training.json").read_text())
+    assert report["training"]["learning_rate"] == 1e-3 and report["training"]["steps"] == 2
+    assert main([*arguments, "--steps", "1"]) == 2
+    assert "use another folder for a shorter training" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "more than before train a finished draft on; default: 3400" in shown
 
 
 @pytest.mark.parametrize(

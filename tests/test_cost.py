@@ -1,6 +1,7 @@
 """The cost table: interpolation, its file, and what it refuses."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -39,7 +40,10 @@ def decoder():
     ],
 )
 def test_interpolation(table, batch, nodes, context, expected):
-    assert table.step(batch, nodes, context) == pytest.approx(expected)
+    drafted = nodes > batch
+    assert table.step(batch, nodes, context, drafted) == pytest.approx(expected)
+    more = table.step(batch, nodes, context, True) - table.step(batch, nodes, context, False)
+    assert more == pytest.approx(table.draft(batch))
 
 
 def test_round_trip(table, monkeypatch, tmp_path):
@@ -58,6 +62,24 @@ def test_stale_and_foreign_tables_are_refused(table, name, now):
         CostTable.load(path, KEY | {name: now})
 
 
+@pytest.mark.parametrize("change", [
+    {"key": []}, {"tokens": []}, {"pass_seconds": [[1.0]]}, {"draft_seconds": [-1.0, 2.0]},
+    {"contexts": [1, 2, 3]}, {"request_seconds": ["a", "b"]},
+])  # fmt: skip
+def test_a_damaged_table_is_refused(table, tmp_path, change):
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(asdict(table) | change))
+    with pytest.raises(ValueError, match=r"must hold a table of `dspark profile`"):
+        CostTable.load(path, KEY)
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(decoder, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="was measured and cannot be kept"):
+        assert cost_table(decoder.target, decoder.draft).contexts == [64]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"key": 1}'])
 def test_what_is_no_table_is_refused(tmp_path, text):
     path = tmp_path / "cost.json"
@@ -71,7 +93,8 @@ def test_profile_measures_every_point(decoder):
     assert table.key == table_key(decoder.target, decoder.draft)
     assert table.contexts == [64]  # the model's context is 256 tokens
     assert all(row == sorted(row) and row[0] > 0 for row in table.pass_seconds)
-    assert table.step(1, 1, 100) < table.step(1, 2, 100) <= table.step(1, 64, 100)
+    one, two, many = (table.step(1, nodes, 100, nodes > 1) for nodes in (1, 2, 64))
+    assert one < two <= many
 
 
 def test_a_further_request_is_a_share_of_many(decoder, monkeypatch):

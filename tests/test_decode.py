@@ -8,14 +8,14 @@ from chi_square import chi_square
 from tiny import tiny_draft, tiny_model
 
 from dspark_kernels.cost import CostTable
-from dspark_kernels.decode import generate, max_depth, prefill, step
-from dspark_kernels.graph import Session
+from dspark_kernels.decode import _Loop, generate, max_depth, prefill, step
+from dspark_kernels.graph import Graphs, Session
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.reference.noise import gumbel, uniform
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
-from dspark_kernels.statistics import no_clock, until_stop
+from dspark_kernels.statistics import Clock, Results, no_clock, until_stop
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 SAMPLINGS = {
@@ -91,14 +91,18 @@ def test_calls_share_buffers_and_not_their_contents(decoder):
         ).tokens  # fmt: skip
 
     first = run(PROMPTS[:2], 30)
-    state, graphs = session.state, session.graphs
+    graphs = session.graphs
     assert run(PROMPTS[2:], 20, seed=9) == decoder.generate(PROMPTS[2:], max_new_tokens=20).tokens
-    assert run(PROMPTS[:2], 30) == first
-    assert session.state is state and session.graphs is graphs
+    assert session.graphs is graphs
     sampled = {"temperature": 0.8, "seed": 4}
     expected = decoder.generate(PROMPTS[:2], max_new_tokens=30, **sampled).tokens
     assert run(PROMPTS[:2], 30, **sampled) == expected
-    assert session.state is not state and session.graphs is not graphs
+    assert session.graphs is not graphs
+    assert run(PROMPTS[:2], 30) == first  # calls of two kinds in turn: both are kept
+    assert session.graphs is graphs
+    longer = decoder.generate(PROMPTS[:2], max_new_tokens=200).tokens
+    assert run(PROMPTS[:2], 200) == longer
+    assert session.graphs is not graphs  # the buffers were too small
 
 
 def test_greedy_tokens_are_those_of_transformers(decoder):
@@ -279,30 +283,6 @@ def test_negative_control_shared_noise_with_rejection_fails_the_same_test():
     assert statistic > limit
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"prompts": []}, "prompts must hold at least one prompt"),
-        ({"prompts": [[1], []]}, "prompt 1 must hold at least one token"),
-        ({"prompts": [[1, 64]]}, "prompt 0 must hold ids from 0 to 63, got 1 to 64"),
-        ({"prompts": [[1] * 250]}, r"context of 256 tokens, got 250 \+ 10"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
-        ({"num_nodes": 0}, "num_nodes must be at least 1, got 0"),
-        ({"num_nodes": 257}, "num_nodes must be at most 256, got 257"),
-        ({"sync_every": 0}, "sync_every must be at least 1, got 0"),
-        ({"temperature": -1.0}, "temperature must be from 0.0 to inf, got -1.0"),
-        ({"temperature": [1.0, 2.0]}, "temperature must be one number or 1"),
-        ({"top_p": 1.5}, r"top_p must be from .* to 1\.0, got 1\.5"),
-        ({"top_k": -1}, "top_k must be from 0"),
-        ({"min_p": 2.0}, "min_p must be from 0.0 to 1.0, got 2.0"),
-    ],
-)
-def test_errors(decoder, options, message):
-    arguments = {"prompts": [[1, 2]], "max_new_tokens": 10} | options
-    with pytest.raises(ValueError, match=message):
-        decoder.generate(**arguments)
-
-
 def test_a_draft_for_another_target_is_refused():
     with pytest.raises(ValueError, match=r"vocabulary size 50, got .* 64"):
         SpeculativeDecoder(tiny_model(), None, tiny_draft(vocab_size=50))
@@ -313,3 +293,116 @@ def test_an_unsupported_architecture_is_refused():
     model.config.model_type = "gpt2"
     with pytest.raises(ValueError, match=r"model_type must be one of llama.*, got 'gpt2'"):
         SpeculativeDecoder(model, None, None)
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook", "dtype"])
+def test_a_model_that_was_changed_is_refused(change):
+    model = tiny_model()
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    decoder.generate(PROMPTS, max_new_tokens=4, num_nodes=4)
+    attention = model.model.layers[0].self_attn
+    if change == "adapter":
+        attention.q_proj = torch.nn.Sequential(attention.q_proj)
+    elif change == "hook":
+        attention.register_forward_hook(lambda *_: None)
+    else:
+        model.bfloat16()
+    with pytest.raises(ValueError, match="model must stay as it was when its decoder was made"):
+        decoder.generate(PROMPTS, max_new_tokens=4, num_nodes=4)
+
+
+def test_hooks_are_called():
+    """The layers run as they are, not fused."""
+    model, calls = tiny_model(), []
+    expected = SpeculativeDecoder(model, None, tiny_draft()).generate(PROMPTS, max_new_tokens=8)
+    model.model.layers[1].register_forward_hook(lambda *_: calls.append(0))
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    assert decoder.target.fused is None
+    assert decoder.generate(PROMPTS, max_new_tokens=8).tokens == expected.tokens
+    assert calls
+
+
+def test_a_model_on_two_devices_is_refused():
+    model = tiny_model()
+    model.model.layers[1].to("meta")
+    with pytest.raises(ValueError, match="model must be on one device, got cpu, meta"):
+        SpeculativeDecoder(model, None, None)
+
+
+def test_a_model_in_float64_is_refused():
+    with pytest.raises(ValueError, match=r"must be float32, bfloat16 or float16, got .*float64"):
+        SpeculativeDecoder(tiny_model().double(), None, None)
+
+
+ROPES = {
+    "linear": {"factor": 2.0}, "yarn": {"factor": 2.0, "original_max_position_embeddings": 128},
+    "llama3": {
+        "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_scaled_positions_up_to_the_end_of_the_context(rope):
+    options = {"rope_type": rope, "rope_theta": 10000.0, **ROPES[rope]}
+    model = tiny_model(rope_parameters=options)
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    prompt = torch.randint(64, (1, 200), generator=torch.Generator().manual_seed(0))
+    expected = model.generate(prompt, max_new_tokens=56, do_sample=False)[0, 200:].tolist()
+    assert decoder.generate(prompt, max_new_tokens=56, num_nodes=20).tokens[0] == expected
+
+
+def test_angles_that_depend_on_the_longest_position_are_refused():
+    options = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="rope_type 'dynamic'"):
+        SpeculativeDecoder(tiny_model(rope_parameters=options), None, None)
+
+
+def test_a_decoder_is_for_one_call_at_a_time(decoder):
+    expected = decoder.generate(PROMPTS, max_new_tokens=12).tokens
+
+    def again(request, tokens):
+        with pytest.raises(RuntimeError, match="this decoder is at work already"):
+            decoder.generate(PROMPTS, max_new_tokens=2)
+        assert not torch.is_inference_mode_enabled()
+        raise KeyError("of the user's function")
+
+    with pytest.raises(KeyError, match="of the user's function"):
+        decoder.generate(PROMPTS, max_new_tokens=12, on_tokens=again)
+    assert decoder.generate(PROMPTS, max_new_tokens=12).tokens == expected
+
+
+def test_autocast_around_it_changes_nothing(decoder):
+    expected = decoder.generate(PROMPTS, max_new_tokens=12).tokens
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoder.generate(PROMPTS, max_new_tokens=12).tokens == expected
+
+
+def test_no_more_steps_are_launched_than_can_yield_tokens(decoder):
+    out = decoder.generate(PROMPTS, max_new_tokens=6, num_nodes=8, sync_every=500)
+    assert out.statistics.steps_of_batch <= 5
+    assert out.statistics.observed_tokens_per_step >= 1
+
+
+@pytest.mark.parametrize("behind", [0, 1], ids=["in step", "one behind"])
+def test_seconds_are_those_of_the_step(decoder, behind):
+    """From the arrival of the results before to that of its own, whenever the host looks."""
+    target, draft = decoder.target, decoder.draft
+    state = prefill(target, PROMPTS, Sampling(), [], 20, room=90)
+    results = Results([len(prompt) for prompt in PROMPTS], 20, [], None)
+    results.add_first(state.root.tolist())
+    graphs, seen = Graphs(target.device), []
+    scheduler = Scheduler((8,))
+    scheduler.begin(len(PROMPTS))
+    scheduler.observe_seconds = lambda *given: seen.append(given[3])
+    with torch.inference_mode():
+        loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, Clock(target.device))
+        loop.arrived, waiting = 10.0, []
+        for arrival in (11.0, 13.0, 13.5):
+            waiting.append(loop.launch())
+            waiting[-1].outcome.arrived = arrival
+            if len(waiting) > behind:
+                loop.look(waiting.pop(0))
+    assert seen == [1.0, 2.0, 0.5][: 3 - behind]
+    assert [c.seconds for c in results.statistics.choices.values()] == [sum(seen)]

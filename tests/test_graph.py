@@ -1,6 +1,7 @@
 """A step can be captured: it reads no value, and what it does and allocates is in its shapes."""
 
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dspark_kernels import graph
 from dspark_kernels.cost import CostTable
-from dspark_kernels.decode import generate, prefill, step
-from dspark_kernels.graph import Graphs, Readback, Session
+from dspark_kernels.decode import _Loop, generate, prefill, step
+from dspark_kernels.graph import HELD, Graphs, Readback, Session
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import Budget
@@ -93,8 +95,8 @@ def run(target, draft, state, budget):
     return step(target, draft, state, NODES, 0.1, no_clock, choose)
 
 
-def loaded(target, prompts, reuse=None):
-    return prefill(target, prompts, SAMPLING, [3], 20, room=40, reuse=reuse)
+def loaded(target, prompts, session=None):
+    return prefill(target, prompts, SAMPLING, [3], 20, room=40, session=session)
 
 
 @torch.no_grad()
@@ -120,12 +122,13 @@ def test_a_step_reads_no_value(target, draft, budget):
 @torch.inference_mode()
 def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
     """Other prompts, lengths and a finished request: the same ops, shapes and allocations."""
-    state = loaded(target, PROMPTS[0])
+    session = Session()
+    state = loaded(target, PROMPTS[0], session)
     buffers = tensors_of(state)
     places = {name: tensor.data_ptr() for name, tensor in buffers.items()}
     records = []
     for prompts, done in ((PROMPTS[0], False), (PROMPTS[1], False), (PROMPTS[1], True)):
-        assert loaded(target, prompts, reuse=state) is state
+        assert loaded(target, prompts, session) is state
         state.done[0] = done
         before = state.lengths.clone()
         with Recorder(buffers.values()) as recorder:
@@ -219,3 +222,33 @@ def test_captured_generation_is_lossless_call_after_call(nodes, device):
             expected = generate(target, None, prompts, num_nodes=1, **options).tokens
             out = generate(target, draft, prompts, num_nodes=num_nodes, session=session, **options)
             assert out.tokens == expected
+
+
+def test_a_session_forgets_what_was_not_used_for_longest(monkeypatch):
+    target, session = TransformersTarget(tiny_model()), Session()
+    greedy = Sampling().tensors(1, target.device)
+
+    def take(batch, capacity=100):
+        session.take(target, batch, capacity, greedy, 0)
+        return session.graphs
+
+    first, *_ = [take(batch) for batch in range(1, HELD + 1)]
+    assert take(1) is first
+    second = take(2, 400)
+    take(HELD + 1)  # in the place of the third, which was not used for longest
+    assert take(1) is first and take(2, 300) is second
+    monkeypatch.setattr(graph, "HELD_BYTES", 0)
+    take(9)
+    assert len(session._held) == 1
+
+
+def test_shared_trees_have_few_sizes_on_a_gpu():
+    """Each is a capture of its own."""
+    scheduler = Scheduler((1, 2, 4, 6, 12, 40), CostTable({}, [64], [1], [[1.0]], [1], [0.1], [0]))
+    loop = object.__new__(_Loop)
+    loop.scheduler, loop.requests, loop.graphs = scheduler, range(4), SimpleNamespace(cuda=True)
+    for budget, expected in {
+        (1, 4): (1, 4), (6, 24): (6, 24), (6, 23): (8, 23), (12, 30): (32, 30), (40, 50): (40, 50),
+    }.items():  # fmt: skip
+        scheduler.budget = Budget(*budget)
+        assert loop.budget == expected

@@ -151,16 +151,16 @@ def test_costs_follow_what_steps_take():
     assert scheduler.choose(tree, REMAINING, 100).total == 8
     for step in range(200):
         total = 16 if step % 5 == 0 else scheduler.choose(tree, REMAINING, 100).total
-        scheduler.observe_seconds(1, total, 100, 2 * 13.5)
+        scheduler.observe_seconds(1, total, 100, 2 * 13.5, True)
     assert scheduler.choose(tree, REMAINING, 100).total == 16
-    assert scheduler.step_seconds(1, 16, 100) == pytest.approx(27, rel=0.1)
+    assert scheduler.step_seconds(1, 16, 100, True) == pytest.approx(27, rel=0.1)
 
 
 def test_one_slow_step_changes_little():
     scheduler = Scheduler(SIZES, costs())
-    before = [scheduler.step_seconds(1, nodes, 100) for nodes in SIZES]
-    scheduler.observe_seconds(1, 16, 100, 1e4)
-    after = [scheduler.step_seconds(1, nodes, 100) for nodes in SIZES]
+    before = [scheduler.step_seconds(1, nodes, 100, nodes > 1) for nodes in SIZES]
+    scheduler.observe_seconds(1, 16, 100, 1e4, True)
+    after = [scheduler.step_seconds(1, nodes, 100, nodes > 1) for nodes in SIZES]
     assert after == pytest.approx(before, rel=0.1)
 
 
@@ -197,3 +197,23 @@ def test_it_drafts_no_more_than_it_may_choose():
         assert scheduler.observe(np.array([budget.num_nodes]), tree, [[]]) >= 0
     assert drafted[4] == 16 and drafted[7] == 64 and drafted[-1] == 16
     assert Scheduler((5,)).draft_nodes == 5
+
+
+@pytest.mark.parametrize(("batch", "first"), [(1, 64), (8, 64), (24, 48), (64, 64), (100, 100)])
+def test_a_batch_starts_small(batch, first):
+    """Where no score is known yet, 64 nodes of all requests, or a root each."""
+    scheduler = Scheduler(SIZES, costs())
+    scheduler.begin(batch)
+    assert scheduler.budget.total == scheduler.budget.num_nodes * batch == first
+    fixed = Scheduler((16,))
+    fixed.begin(batch)
+    assert fixed.budget == (16, 16 * batch)
+
+
+def test_a_draft_costs_also_when_few_requests_are_left():
+    """On a GPU the rows of finished requests stay: eight roots, and fewer nodes of the two left."""
+    scheduler = Scheduler(SIZES, costs(draft=50.0))
+    remaining = np.array([10, 10, 0, 0, 0, 0, 0, 0])
+    tree = np.repeat(scores(0.6), 8, axis=0)
+    for _ in range(40):
+        assert scheduler.choose(tree, remaining, 100).total == 8  # a step of roots alone

@@ -15,6 +15,9 @@ def causal_attention(query, key, value, scaling, window):
         position = torch.arange(length, device=query.device)
         distance = position[:, None] - position
         mask = (distance >= 0) & (distance < window)
+        # with a mask, only kernels that hold all scores take fewer heads of keys
+        group = query.shape[1] // key.shape[1]
+        key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )

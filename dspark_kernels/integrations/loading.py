@@ -13,11 +13,23 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 SHIPPED_DRAFTS = Path(__file__).parents[1] / "drafts"
 
 
-def load_model(name_or_path: str, dtype: torch.dtype | str = "auto", device: str = "cpu"):
+def load_model(
+    name_or_path: str | Path, dtype: torch.dtype | str = "auto", device: torch.device | str = "cpu"
+):
     """A model and its tokenizer: a folder, a .gguf file, a hub id, or the embedded model's name.
 
-    Raises ValueError with one sentence when there is no such model.
+    Raises ValueError with one sentence when there is no such model, dtype or device.
     """
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        if dtype != "auto":
+            raise ValueError(f"dtype must be a dtype of torch, its name or 'auto', got {dtype!r}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device must be one that torch has here, like 'cpu' or 'cuda', got {device!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
     source, gguf, dense = str(name_or_path), {}, {}
     if source == EMBEDDED_MODEL:
         source = str(_embedded_file())
@@ -49,14 +61,14 @@ def _embedded_file() -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def load_draft(name_or_path: str) -> DraftModel:
+def load_draft(name_or_path: str | Path) -> DraftModel:
     """A draft from a folder or a hub id; ValueError with one sentence when there is none."""
     try:
         return DraftModel.from_pretrained(name_or_path)
     except (OSError, HfHubHTTPError, HFValidationError, TypeError) as error:
         raise ValueError(
             f"draft must be a folder or a hub id with config.json and model.safetensors; "
-            f"{name_or_path!r} cannot be loaded: {str(error).splitlines()[0]}"
+            f"{str(name_or_path)!r} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -14,11 +14,13 @@ from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
+from ..ops._check import FLOATS
 from ..packing import Packing, pack
 from .attention import causal_attention
-from .fused_pass import FusedPass
+from .fused_pass import FusedPass, hooks_of
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 ATTENTION = "dspark"
 
 
@@ -65,11 +67,24 @@ class TransformersTarget:
             raise ValueError(
                 f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config.model_type!r}"
             )
+        if model.get_output_embeddings() is None:
+            raise ValueError(f"model must have an LM head, got a {type(model).__name__}")
         self.model = model.eval()
         self.decoder = model.get_decoder()
         self.embedding = model.get_input_embeddings().weight  # [V, D]
         self.lm_head = model.get_output_embeddings().weight  # [V, D]
         self.lm_head_bias = model.get_output_embeddings().bias
+        devices = sorted({str(parameter.device) for parameter in model.parameters()})
+        if len(devices) > 1:
+            raise ValueError(f"model must be on one device, got {', '.join(devices)}")
+        if self.dtype not in FLOATS:
+            raise ValueError(f"model must be float32, bfloat16 or float16, got {self.dtype}")
+        rope = self.decoder.rotary_emb.rope_type
+        if rope in LENGTH_DEPENDENT:
+            raise ValueError(
+                f"model must have rotary angles which depend on the position alone, got rope_type "
+                f"{rope!r}: the nodes of a tree would change those of the text before them"
+            )
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
@@ -78,6 +93,7 @@ class TransformersTarget:
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.fused = FusedPass(self.decoder) if FusedPass.supports(self.decoder) else None
+        self._parts = self._read_parts()
 
     @property
     def device(self) -> torch.device:
@@ -98,6 +114,20 @@ class TransformersTarget:
     def num_parameters(self) -> int:
         """Parameters of the model, tied weights counted once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def _read_parts(self) -> list:
+        """The model's modules, how many hooks they have, and where their parameters lie."""
+        modules = [(module, *hooks_of(module)) for module in self.model.modules()]
+        return [*modules, *(parameter.data_ptr() for parameter in self.model.parameters())]
+
+    def check_unchanged(self) -> None:
+        """Raise a ValueError if the model is not what it was when it was given: what was read from
+        it then, and captured over its weights, would be of another model."""
+        if self._read_parts() != self._parts:
+            raise ValueError(
+                "model must stay as it was when its decoder was made; it has other modules, hooks, "
+                "dtype or device by now: make a new decoder"
+            )
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty contiguous cache for this model."""

@@ -1,5 +1,6 @@
 """Training a draft by self-distillation: `train(TrainConfig(model, prompts, out))`."""
 
-from .train import TrainConfig, train
+from .config import TrainConfig
+from .train import train
 
 __all__ = ["TrainConfig", "train"]

@@ -60,8 +60,15 @@ def calibration_error(probs: torch.Tensor, hits: torch.Tensor, bins: int = 20) -
 @torch.no_grad()
 def fit_log_probs(draft: BoundDraft, items: list[Continuation]) -> tuple[Tensor, dict]:
     """Slope and shift [H, 2] with which the scores of hits are likeliest, and the calibration error
-    of the best child before and after: {"before": [H numbers], "after": [H numbers]}."""
+    of the best child before and after: {"before": [H numbers], "after": [H numbers]}.
+
+    Raises ValueError if no continuation has a second token, whose score would count.
+    """
     parts = [true_path_log_probs(draft, item) for item in items if len(item.tokens) > 1]
+    if not parts:
+        raise ValueError(
+            f"items must hold a continuation of at least two tokens, got {len(items)} shorter ones"
+        )
     log_probs, is_true, reached = (torch.cat(part) for part in zip(*parts, strict=True))
     fitted, errors = [], {"before": [], "after": []}
     for depth in range(log_probs.shape[1]):
@@ -77,17 +84,37 @@ def fit_log_probs(draft: BoundDraft, items: list[Continuation]) -> tuple[Tensor,
 
 def fit_line(log_q: Tensor, hits: Tensor) -> Tensor:
     """(slope, shift) of greatest Poisson likelihood for hits (0 or 1) of rate exp(slope · log_q +
-    shift), float64 [K] both: rates then sum up to the hits. (1, 0) where there is none."""
-    known = log_q > -torch.inf
-    x, hits = torch.stack((log_q[known], torch.ones_like(log_q[known])), 1), hits[known]
-    line = x.new_tensor([1.0, 0.0])
+    shift), float64 [K] both: the rates then sum up to the hits.
+
+    The slope is at least 0.1, or the order of the scores could turn round. Its prior N(1, 1) weighs
+    about as much as one hit: it decides where the data do not, as with equal scores, or hits on the
+    greatest scores only. (1, 0) without hits.
+    """
+    known = log_q.isfinite()
+    log_q, hits = log_q[known], hits[known]
     if not hits.any():
-        return line
-    for _ in range(30):  # Newton's method, on a convex function
+        return log_q.new_tensor([1.0, 0.0])
+    x = torch.stack((log_q, torch.ones_like(log_q)), 1)
+    prior = x.new_tensor([1.0, 0.0])
+
+    def loss(line):
+        z = x @ line
+        return (z.exp() - hits * z).sum() + ((line - prior) * prior).square().sum() / 2
+
+    def at_slope(slope):  # the shift with which the rates sum up to the hits
+        return x.new_tensor([slope, hits.sum().log() - (slope * log_q).logsumexp(0)])
+
+    line = at_slope(1.0)
+    for _ in range(100):  # Newton's method on a convex function, the step halved until it is lower
         rate = (x @ line).exp()
-        curvature = x.T @ (rate[:, None] * x) + 1e-9 * torch.eye(2, dtype=x.dtype)
-        line = line - torch.linalg.solve(curvature, x.T @ (rate - hits))
-    return line if line.isfinite().all() and line[0] > 0.1 else x.new_tensor([1.0, 0.0])
+        curvature = x.T @ (rate[:, None] * x) + prior.diag()
+        step = torch.linalg.solve(curvature, x.T @ (rate - hits) + (line - prior) * prior)
+        while step.abs().max() > 1e-9 and not loss(line - step) < loss(line):
+            step = step / 2
+        if not step.abs().max() > 1e-9:
+            break
+        line = line - step
+    return line if line[0] > 0.1 else at_slope(0.1)
 
 
 @torch.no_grad()

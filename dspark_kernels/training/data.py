@@ -1,5 +1,6 @@
 """Self-distillation data: the target continues the prompts, and its states are kept on disk."""
 
+import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,16 +36,52 @@ def read_prompts(path: str | Path, tokenizer, sampled: float = 0.25) -> list[Pro
     prompts = []
     for number, record in enumerate(read_records(path)):
         name = str(record.get("id", number))
+        temperature = record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0)
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"prompts: temperature must be a number of at least 0, got {temperature!r} in "
+                f"prompt {name!r}"
+            )
         prompts.append(
             Prompt(
                 id=name,
-                topic=record.get("topic", name),
-                category=record.get("category", ""),
+                topic=str(record.get("topic", name)),
+                category=str(record.get("category", "")),
                 tokens=encode(record, tokenizer),
-                temperature=record.get("temperature", 0.8 if _fraction(name) < sampled else 0.0),
+                temperature=temperature,
             )
         )
     return prompts
+
+
+def usable_prompts(prompts: list[Prompt], target, max_new_tokens: int) -> list[Prompt]:
+    """The prompts which leave room for their continuations in the target's context.
+
+    Raises ValueError if there is none, if none of them is continued greedily, as calibration
+    needs, or if one holds anything else than tokens of the target.
+    """
+    context, vocab_size = target.max_length, len(target.lm_head)
+    for prompt in prompts:
+        ids = prompt.tokens
+        if not ids or not all(isinstance(id, int) and 0 <= id < vocab_size for id in ids):
+            raise ValueError(
+                f"prompts: prompt {prompt.id!r} must be token ids from 0 to {vocab_size - 1}, got "
+                f"{str(ids)[:60]}"
+            )
+    used = [prompt for prompt in prompts if len(prompt.tokens) + max_new_tokens < context]
+    if not used:
+        shortest = min(len(prompt.tokens) for prompt in prompts)
+        raise ValueError(
+            f"prompts: one must be shorter than {context - max_new_tokens} tokens, the model's "
+            f"context of {context} less max_new_tokens={max_new_tokens}; the shortest has "
+            f"{shortest}"
+        )
+    if all(prompt.temperature for prompt in used):
+        raise ValueError(
+            f"prompts: one must be continued greedily, for calibration; all {len(used)} that are "
+            'short enough have a temperature, their own or from sampled; give some "temperature": 0'
+        )
+    return used
 
 
 def _fraction(name: str) -> float:
@@ -86,13 +123,10 @@ def generate_continuations(
 ) -> None:
     """Continue all prompts, one shard per batch of similar length; finished shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    room = target.max_length - max_new_tokens
-    fitting = sorted(
-        (item for item in prompts if len(item.tokens) < room), key=lambda p: len(p.tokens)
-    )
-    batches = [fitting[at : at + batch_size] for at in range(0, len(fitting), batch_size)]
+    prompts = sorted(prompts, key=lambda prompt: len(prompt.tokens))
+    batches = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
     order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
-    progress = tqdm(total=len(fitting), desc="continuing prompts", unit="prompt")
+    progress = tqdm(total=len(prompts), desc="continuing prompts", unit="prompt")
     for index in order:
         batch, path = batches[index], folder / f"shard-{index:05d}"
         if not path.with_suffix(".json").exists():
@@ -104,3 +138,9 @@ def generate_continuations(
             write_shard(path, records, [states for _, states in results])
         progress.update(len(batch))
     progress.close()
+
+
+def stop_tokens(model) -> list[int]:
+    """Tokens which end a continuation."""
+    stop = model.generation_config.eos_token_id
+    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

@@ -70,12 +70,32 @@ def split_by_topic(continuations, held_out: float = 0.03):
     return train, [item for item in continuations if is_held_out(item)]
 
 
+def choose(continuations: list[Continuation], held_out: float):
+    """(training, calibration, whether the latter is held out), of what has a token to predict.
+
+    Calibration and evaluation take the greedy continuations of the held-out topics; of all topics
+    where those have none. Raises ValueError if there is nothing to train or to calibrate on.
+    """
+    items = [item for item in continuations if len(item.tokens) > 1]
+    train, kept = split_by_topic(items, held_out)
+    if not train:
+        train, kept = items, []
+    greedy = [item for item in kept if not item.temperature]
+    calibration = greedy or [item for item in items if not item.temperature]
+    if not calibration:
+        raise ValueError(
+            "prompts: one must be continued greedily by at least two tokens; of the "
+            f"{len(continuations)} continuations {len(items)} are that long, and none is greedy"
+        )
+    return train, calibration, bool(greedy)
+
+
 class Segments:
     """Random segments of continuations as training batches."""
 
     def __init__(self, continuations: list[Continuation], length: int, depths: int):
         """length: positions trained on per segment; depths: tokens after them, the targets."""
-        self.items = [item for item in continuations if len(item.tokens) >= 2]
+        self.items = continuations
         self.length, self.depths = length, depths
         sizes = torch.tensor([-(-len(item.tokens) // length) for item in self.items])
         self.ends = sizes.cumsum(0)

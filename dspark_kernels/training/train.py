@@ -3,56 +3,24 @@
 import json
 import math
 import os
+import shutil
+import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..heads import DraftConfig, DraftModel
+from ..heads import DraftModel
 from .calibration import calibrate
-from .data import generate_continuations, read_prompts
+from .card import write_card
+from .config import TrainConfig, draft_config
+from .data import generate_continuations, read_prompts, stop_tokens, usable_prompts
 from .objective import VocabularySample, draft_loss
 from .replay import evaluate
-from .store import Continuation, Segments, read_shards, split_by_topic
-
-
-@dataclass
-class TrainConfig:
-    """What to train on, how long, and the shapes of the draft."""
-
-    model: str  # folder, .gguf file, hub id or the embedded model's name
-    prompts: str  # JSONL file, see `data.read_prompts`
-    out: str  # folder of the draft; data and checkpoints go into its subfolder `work`
-    steps: int = 3400
-    minutes: float = 0.0  # ends training early (the schedule anneals to it); 0: no limit
-    seed: int = 0
-    device: str = "cpu"
-    # data
-    max_new_tokens: int = 160
-    generation_batch: int = 64
-    sampled: float = 0.25  # share of prompts continued at temperature 0.8
-    held_out: float = 0.03  # share of topics kept for calibration and evaluation
-    # draft
-    num_heads: int = 5
-    num_candidates: int = 48
-    feature_layers: tuple[int, ...] | None = None  # None: one at two thirds of the depth
-    feature_size: int = 128
-    hidden_feature: bool = True
-    rank: int = 128
-    draft_vocab_size: int = 12288  # at most the target's vocabulary
-    # optimisation
-    learning_rate: float = 2e-3
-    segments: int = 128  # per batch
-    segment_length: int = 8
-    frequent: int = 4096  # tokens in every softmax
-    negatives: int = 768  # sampled from the rest of the draft vocabulary
-    checkpoint_every: int = 200
-    rollout_from: float = 1.0  # progress from which the GLM also learns from its own choices
-    rollout_weight: float = 0.5
-    evaluation_prompts: int = 64
-    loss: dict = field(default_factory=dict)  # options of `draft_loss`
+from .resume import check_same_settings, interrupt_held_back, settings
+from .store import Continuation, Segments, choose, read_shards
 
 
 class Trainer:
@@ -83,12 +51,17 @@ class Trainer:
         by_time = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         return min(max(self.step / self.config.steps, by_time), 1.0)
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step: up in 50 steps, then down to 2 % along a cosine."""
+        rate = self.config.learning_rate * min(1.0, (self.step + 1) / 50)
+        return rate * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
+
     def train_step(self) -> torch.Tensor:
         """One update; returns the GLM's loss by depth."""
         started, config = time.perf_counter(), self.config
-        rate = config.learning_rate * min(1.0, (self.step + 1) / 50)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * (0.02 + 0.49 * (1 + math.cos(math.pi * self.progress)))
+            group["lr"] = self.learning_rate
         batch = self.segments.draw(config.segments, self.generator)
         targets = batch.tokens[batch.tokens >= 0]
         vocabulary = VocabularySample.draw(
@@ -137,110 +110,103 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     """Train a draft for a causal language model of transformers, and save it to `config.out`.
 
     model, tokenizer: used instead of loading `config.model`. Running it again continues after an
-    interruption, with the same result. Writes model.safetensors, config.json and training.json
-    (calibration errors, and tokens per step on the held-out topics).
+    interruption, with the same result; with more steps or minutes it trains on. Writes
+    model.safetensors, config.json, training.json (calibration errors, and tokens per step on the
+    held-out topics) and README.md, a card made of it.
+
+    Raises ValueError, before anything is written, for options or prompts which cannot be used and
+    for an `out` that holds another training.
     """
     # the loop's integrations need transformers, which the rest of training does not
     from ..integrations.loading import load_model
     from ..integrations.transformers import TransformersTarget
 
+    if Path(config.out).exists() and not Path(config.out).is_dir():
+        raise ValueError(f"out must be a folder, got the file {config.out}")
     if model is None:
+        check_device(config.device)
         model, tokenizer = load_model(config.model, torch.bfloat16, config.device)
     torch.manual_seed(config.seed)
     target = TransformersTarget(model)
     draft = DraftModel(draft_config(config, target))
     target.feature_layers = tuple(draft.config.feature_layers)
     prompts = read_prompts(config.prompts, tokenizer, config.sampled)
-    work = Path(config.out) / "work"
-    check_same_settings(config, work)
-    generate_continuations(
-        target,
-        prompts,
-        work / "data",
-        max_new_tokens=config.max_new_tokens,
-        stop=stop_tokens(model),
-        batch_size=config.generation_batch,
-        seed=config.seed,
-    )
-    data = read_shards(work / "data", draft.config.hidden_size, len(target.feature_layers))
-    fitted, held_out = split_by_topic(data, config.held_out)
-    trainer = Trainer(config, draft, fitted or data, target.embedding, target.lm_head)
-    run(trainer, work / "checkpoint.pt")
+    used = usable_prompts(prompts, target, config.max_new_tokens)
+    if len(used) < len(prompts):
+        print(
+            f"prompts: {len(prompts) - len(used)} of {len(prompts)} left out, too long for a "
+            f"context of {target.max_length} tokens with max_new_tokens {config.max_new_tokens}",
+            file=sys.stderr,
+        )
+    work, now = Path(config.out) / "work", settings(config, model, prompts)
+    check_same_settings(now, work)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "settings.json").write_text(json.dumps(now))
+    try:
+        generate_continuations(
+            target,
+            used,
+            work / "data",
+            max_new_tokens=config.max_new_tokens,
+            stop=stop_tokens(model),
+            batch_size=config.generation_batch,
+            seed=config.seed,
+        )
+        data = read_shards(work / "data", draft.config.hidden_size, len(target.feature_layers))
+        fitted, greedy, held_out = choose(data, config.held_out)
+        trainer = Trainer(config, draft, fitted, target.embedding, target.lm_head)
+        run(trainer, work / "checkpoint.pt")
+    except KeyboardInterrupt:
+        print(f"{config.out}: the same command continues from here", file=sys.stderr)
+        raise
 
-    greedy = [item for item in held_out or data if not item.temperature]
     draft.cpu()
     embedding, lm_head = target.embedding.float().cpu(), target.lm_head.float().cpu()
     errors = calibrate(draft, embedding, lm_head, greedy, config.max_new_tokens)
+    evaluated = greedy[: config.evaluation_prompts]
     report = {
-        "training": asdict(config) | {"steps": trainer.step, "seconds": round(trainer.seconds)},
+        "training": asdict(config)
+        | {"steps": trainer.step, "seconds": round(trainer.seconds), "device": str(target.device)},
+        "prompts": {"used": len(used), "too_long": len(prompts) - len(used)},
         "continuations": len(data),
         "tokens": sum(len(item.tokens) for item in data),
+        "calibrated_on": {"continuations": len(greedy), "held_out": held_out},
         "calibration_error": errors,
-        "held_out_tokens_per_step": evaluate(
-            draft.bind(embedding, lm_head), greedy[: config.evaluation_prompts]
-        ),
+        "evaluated_on": {"continuations": len(evaluated), "held_out": held_out},
+        "held_out_tokens_per_step": evaluate(draft.bind(embedding, lm_head), evaluated),
     }
-    draft.save_pretrained(config.out)
-    (Path(config.out) / "training.json").write_text(json.dumps(report, indent=1))
+    out = Path(config.out)
+    write_card(out / "README.md", draft, report)
+    draft.save_pretrained(out)  # writes a card of its own where there is none
+    shutil.copymode(out / "config.json", out / "model.safetensors")  # not for its owner alone
+    (out / "training.json").write_text(json.dumps(report, indent=1))
     print(draft.summary())
     return draft
 
 
-def check_same_settings(config: TrainConfig, work: Path) -> None:
-    """Raise a ValueError if `work` holds the data and checkpoint of a training with others."""
-    path = work / "settings.json"
-    now = asdict(config)
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name, value in json.loads(json.dumps(now)).items():
-            old = before.get(name)
-            if name not in ("out", "device", "minutes") and old != value:
-                raise ValueError(
-                    f"out: {config.out} holds a training with {name} {old}, got {value}; use "
-                    "another folder, or the same settings to continue"
-                )
-    work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(now))
+def check_device(name: str) -> None:
+    """Raise a ValueError unless this machine has the device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device must be one of this machine, such as 'cpu', got {name!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def run(trainer: Trainer, checkpoint: Path) -> None:
-    """Train until the end, from the checkpoint if there is one."""
+    """Train until the end, from the checkpoint if there is one; Ctrl-C ends it after a step."""
     if checkpoint.exists():
         trainer.restore(checkpoint)
-    with tqdm(total=trainer.config.steps, initial=trainer.step, desc="training") as progress:
-        while trainer.progress < 1:
+    bar = tqdm(total=trainer.config.steps, initial=trainer.step, desc="training")
+    with bar as progress, interrupt_held_back() as interrupted:
+        while trainer.progress < 1 and not interrupted.is_set():
             loss = trainer.train_step()
             progress.update()
             progress.set_postfix_str("loss " + " ".join(f"{value:.2f}" for value in loss))
             if trainer.step % trainer.config.checkpoint_every == 0:
                 trainer.save(checkpoint)
-    trainer.save(checkpoint)
-
-
-def draft_config(config: TrainConfig, target) -> DraftConfig:
-    """Shapes of the draft for a target."""
-    vocab_size, hidden_size = target.lm_head.shape
-    layers = config.feature_layers
-    if layers is None:
-        layers = (2 * target.num_layers // 3,)
-    vocab = config.draft_vocab_size
-    return DraftConfig(
-        hidden_size=hidden_size,
-        vocab_size=vocab_size,
-        num_layers=target.num_layers,
-        target_name=Path(target.name).name,
-        target_parameters=target.num_parameters,
-        num_heads=config.num_heads,
-        num_candidates=config.num_candidates,
-        feature_layers=list(layers),
-        feature_size=config.feature_size,
-        hidden_feature=config.hidden_feature,
-        rank=config.rank,
-        draft_vocab_size=vocab if vocab < vocab_size else 0,
-    )
-
-
-def stop_tokens(model) -> list[int]:
-    """Tokens which end a continuation."""
-    stop = model.generation_config.eos_token_id
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+        trainer.save(checkpoint)
+    if interrupted.is_set():
+        raise KeyboardInterrupt

@@ -175,7 +175,7 @@ class Graph:
 
 
 @contextmanager
-def capture(graph, pool=None, stream=None):
+def capture(graph, pool=None, stream=None, capture_error_mode="global"):
     """For torch.cuda.graph; what a capture does to memory is undone: it only records."""
     device.capture, device.before = graph.calls, {}
     try:
@@ -214,7 +214,8 @@ def install(folder: Path) -> None:
     torch.cuda._lazy_init = lambda: None
     torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
     torch.cuda.synchronize = device.wait
-    torch.cuda.Stream, torch.cuda.stream = lambda: stream, nullcontext
+    torch.cuda.Stream, torch.cuda.stream = lambda device=None: stream, nullcontext
+    torch.cuda.device = nullcontext
     torch.cuda.current_stream = lambda: stream
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     make = torch.tensor  # of data is beneath a mode's notice

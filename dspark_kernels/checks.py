@@ -1,0 +1,83 @@
+"""What `generate` is given: checked, and made plain, before anything is computed."""
+
+import operator
+from collections.abc import Iterable
+from numbers import Real
+
+from .ops.tree_attention import MAX_NODES
+
+
+def _fail(name: str, expected: str, got, error=TypeError):
+    text = repr(got)
+    raise error(f"generate: {name} must {expected}, got {text[:60]}{'...' * (len(text) > 60)}")
+
+
+def integer(name: str, value, low: int, high: int | None = None) -> int:
+    """`value` as an int, if it is a whole number of any type in this range."""
+    expected = f"be an int of at least {low}" if high is None else f"be an int from {low} to {high}"
+    if isinstance(value, bool):
+        _fail(name, expected, value)
+    try:
+        number = operator.index(value)
+    except TypeError:
+        _fail(name, expected, value)
+    if number < low or (high is not None and number > high):
+        _fail(name, expected, number, ValueError)
+    return number
+
+
+def number(name: str, value, low: float, high: float) -> float:
+    """`value` as a float, if it is a number in this range; a NaN is in none."""
+    expected = f"be a number from {low:g} to {high:g}"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        _fail(name, expected, value)
+    if not low <= value <= high:
+        _fail(name, expected, value, ValueError)
+    return float(value)
+
+
+def plain(values):
+    """Lists and numbers in the place of arrays and tensors."""
+    return values.tolist() if hasattr(values, "tolist") else values
+
+
+def token_ids(name: str, values, vocab_size: int) -> list[int]:
+    """`values` as a list of ints, if they are ids from 0 to vocab_size - 1."""
+    values = plain(values)
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        _fail(name, "hold token ids", values)
+    values = list(values)
+    try:
+        ids = [operator.index(value) for value in values]
+    except TypeError:
+        _fail(name, "hold token ids, which are ints", values)
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            _fail(name, f"hold ids from 0 to {vocab_size - 1}", token, ValueError)
+    return ids
+
+
+def prompts_of(target, prompts, max_new_tokens: int) -> list[list[int]]:
+    """The prompts as lists of token ids, if target and context can take them."""
+    prompts = plain(prompts)
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+        _fail("prompts", "be a sequence of prompts", prompts)
+    checked = []
+    for i, prompt in enumerate(prompts):
+        ids = token_ids(f"prompt {i}", prompt, target.lm_head.shape[0])
+        if not ids:
+            _fail(f"prompt {i}", "hold at least one token", ids, ValueError)
+        if len(ids) + max_new_tokens > target.max_length:
+            raise ValueError(
+                f"generate: prompt {i} and its continuation must fit into the model's context "
+                f"of {target.max_length} tokens, got {len(ids)} + {max_new_tokens}"
+            )
+        checked.append(ids)
+    if not checked:
+        _fail("prompts", "hold at least one prompt", checked, ValueError)
+    return checked
+
+
+def nodes(name: str, value) -> int:
+    """`value` as a number of tree nodes."""
+    return integer(name, value, 1, MAX_NODES)
