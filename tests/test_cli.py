@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tiny import tiny_draft, tiny_model, tiny_tokenizer
 
@@ -57,6 +58,12 @@ def test_generate_streams_the_text(folders, capsys):
     assert "tokens per step" in out and "output identical: yes" in out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_one_sentence(folders, capsys):
+    assert run(folders, "generate", "the bees", "--device", "cuda") == 2
+    assert "device must be one that torch has here" in capsys.readouterr().err
+
+
 def test_half_a_character_waits_for_its_other_half():
     tokenizer, shown = tiny_tokenizer(VOCAB), io.StringIO()
     printer = StepPrinter(tokenizer, Console(file=shown))
@@ -104,6 +111,7 @@ def test_env(capsys):
         (["--draft", "{}/other"], "vocabulary size 64, got a target with vocabulary size 300"),
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
+        (["--device", "moon"], "device must be one that torch has here"),
         (["--temperature", "-1"], "temperature must be a number from 0 to inf, got -1.0"),
         (["   "], "prompt must hold some text"),
     ],

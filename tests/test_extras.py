@@ -7,16 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from dspark_kernels import cli
+
 ROOT = Path(__file__).parent.parent
 WITHOUT = """
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {packages}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
+    def find_spec(self, name, path=None, target=None):
+        absent = name in {packages} or name.startswith(tuple(f"{{p}}." for p in {packages}))
+        return None if absent else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Without, sys.meta_path)
 """
 EXTRAS = ("transformers", "tokenizers", "gguf", "accelerate", "matplotlib")
 
@@ -71,9 +79,19 @@ def test_what_needs_an_extra_names_it(command, without, package, extra):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_what_transformers_says_of_a_missing_package(monkeypatch, capsys):
+    def generate(arguments):
+        raise ImportError("Please install torch and gguf>=0.10.0 to load a GGUF checkpoint.")
+
+    monkeypatch.setattr(cli, "_generate", generate)
+    assert cli.main(["generate"]) == 2
+    assert "needs the package gguf: pip install 'dspark_kernels[hf]'" in capsys.readouterr().err
+
+
 def test_other_missing_modules_are_not_taken_for_an_extra():
-    done = dspark("generate", without=("dspark_kernels.streaming", "safetensors"))
-    assert "Traceback" in done.stderr and "safetensors" in done.stderr.splitlines()[-1]
+    done = dspark("generate", without=("safetensors",))
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'safetensors'"
 
 
 def test_run_as_a_module():
