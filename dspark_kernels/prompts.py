@@ -17,7 +17,7 @@ def read_records(path: str | Path) -> list[dict]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise ValueError(f"{path}: must be UTF-8 text, got the byte {byte:#x}") from error
+        raise ValueError(f"prompts: {path}: must be UTF-8 text, got the byte {byte:#x}") from error
     records = []
     for number, line in enumerate(text.split("\n"), start=1):  # U+2028 may stand in a JSON string
         if not line.strip():
@@ -29,19 +29,19 @@ def read_records(path: str | Path) -> list[dict]:
             usable = False
         if not usable:
             raise ValueError(
-                f"{path}: line {number} must be a JSON object with `prompt`, `messages` or "
-                f"`tokens`, got {line[:60]!r}"
+                f"prompts: {path}: line {number} must be a JSON object with `prompt`, `messages` "
+                f"or `tokens`, got {line[:60]!r}"
             )
         for name, (allowed, expected) in FIELDS.items():
             value = record.get(name)
             if value is not None and not allowed(value):
                 raise ValueError(
-                    f"{path}: line {number}: `{name}` must be {expected}, got "
+                    f"prompts: {path}: line {number}: {name} must be {expected}, got "
                     f"{json.dumps(value, ensure_ascii=False)[:60]}"
                 )
         records.append({name: value for name, value in record.items() if value is not None})
     if not records:
-        raise ValueError(f"{path}: must hold at least one prompt, got an empty file")
+        raise ValueError(f"prompts: {path}: must hold at least one prompt, got an empty file")
     return records
 
 
@@ -70,7 +70,7 @@ FIELDS = {
     "tokens": (_are_tokens, "a list of token ids, whole numbers from 0"),
     "category": (_is_text, "a text"),
     "topic": (_is_text, "a text"),
-    "temperature": (_is_temperature, "a number, at least 0"),
+    "temperature": (_is_temperature, "a number of at least 0"),
 }
 
 
