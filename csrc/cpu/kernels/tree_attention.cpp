@@ -86,8 +86,8 @@ DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, in
   for (int i = 0; i < limit; i += stride) top = max(load(scores + i) * scale, top);
 
   const Floats old = load(maximum), highest = max(top, old);
-  const Floats shift = select(highest > -kInfinity, highest, Floats{}) * kLog2E;
-  const Floats rescale = exp2(old * kLog2E - shift);
+  const Floats base = select(highest > -kInfinity, highest, Floats{}), shift = base * kLog2E;
+  const Floats rescale = exp2((old - base) * kLog2E);  // exactly 1 while the maximum stays
   scale *= kLog2E;
   Floats total = load(sum) * rescale;
   for (int i = 0; i < limit; i += Dot::kPerWord * stride, weights += stride) {
