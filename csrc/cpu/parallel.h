@@ -23,15 +23,22 @@ inline int64_t columns_per_task(int64_t columns, int64_t tile) {
 }
 
 // Calls f(worker, task) once for every task; a worker takes the next task when it is free, so one
-// worker's tasks come in ascending order. 0 <= worker < num_workers(tasks). f must not throw.
+// worker's tasks come in ascending order. 0 <= worker < workers, whatever the number of threads is
+// by now: memory per worker is sized by the same number. f must not throw.
 template <typename F>
-void parallel_tasks(int64_t tasks, const F& f) {
+void parallel_tasks(int64_t tasks, int64_t workers, const F& f) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, num_workers(tasks), 1, [&](int64_t worker, int64_t) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       f(worker, task);
     }
   });
+}
+
+// Calls f(task), which needs no memory of a worker's.
+template <typename F>
+void parallel_tasks(int64_t tasks, const F& f) {
+  parallel_tasks(tasks, num_workers(tasks), [&](int64_t, int64_t task) { f(task); });
 }
 
 }  // namespace dspark

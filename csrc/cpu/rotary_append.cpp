@@ -87,7 +87,7 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> q
   p.q = q.mutable_data_ptr();
   p.k_cache = k_cache.mutable_data_ptr(), p.v_cache = v_cache.mutable_data_ptr();
   constexpr int64_t kTaskTokens = 32;
-  parallel_tasks((p.tokens + kTaskTokens - 1) / kTaskTokens, [&](int64_t, int64_t task) {
+  parallel_tasks((p.tokens + kTaskTokens - 1) / kTaskTokens, [&](int64_t task) {
     const int64_t begin = task * kTaskTokens, end = std::min(begin + kTaskTokens, p.tokens);
     DSPARK_CALL_CPU_KERNEL(rotary_append_tokens, p, begin, end);
   });

@@ -143,14 +143,14 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
   const std::vector<TreeAttentionTask> tasks = make_tasks(p);
   const std::vector<int64_t> starts = group_starts(tasks);
   const auto sizes = DSPARK_CALL_CPU_KERNEL(tree_attention_sizes, p);
-  const int64_t count = tasks.size();
-  const Tensor scratch = empty({num_workers(count) * sizes.scratch_floats}, ScalarType::Float);
+  const int64_t count = tasks.size(), workers = num_workers(count);
+  const Tensor scratch = empty({workers * sizes.scratch_floats}, ScalarType::Float);
   const Tensor partial = empty({count * sizes.partial_floats}, ScalarType::Float);
   p.scratch = scratch.mutable_data_ptr<float>(), p.partial = partial.mutable_data_ptr<float>();
-  parallel_tasks(count, [&](int64_t worker, int64_t i) {
+  parallel_tasks(count, workers, [&](int64_t worker, int64_t i) {
     DSPARK_CALL_CPU_KERNEL(tree_attention_task, p, tasks[i], i, worker);
   });
-  parallel_tasks(starts.size() - 1, [&](int64_t, int64_t i) {
+  parallel_tasks(starts.size() - 1, [&](int64_t i) {
     DSPARK_CALL_CPU_KERNEL(tree_attention_merge, p, tasks[starts[i]], starts[i], starts[i + 1]);
   });
   return {out, logsumexp};
