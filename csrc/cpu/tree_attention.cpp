@@ -21,7 +21,7 @@ constexpr const char* kOp = "tree_attention";
 // Chunks of slots for every group of rows. They depend on one request alone, so that neither the
 // rest of the batch nor the number of threads changes its result.
 std::vector<TreeAttentionTask> make_tasks(const TreeAttention& p) {
-  constexpr int64_t kMinChunk = 480, kMaxChunks = 16;
+  constexpr int64_t kMinChunk = 480;
   std::vector<TreeAttentionTask> tasks;
   for (int64_t request = 0; request < p.batch; ++request) {
     const int64_t wanted = p.cache_seqlens[request] + p.nodes;

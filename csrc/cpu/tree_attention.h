@@ -8,6 +8,7 @@
 namespace dspark {
 
 constexpr int kMaxNodes = 256;
+constexpr int kMaxChunks = 16;
 constexpr int kGroupRows = 64;  // rows, that is (node, query head) pairs, of one task
 
 struct TreeAttention {

@@ -181,13 +181,13 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
       const float maximum = Partial(p, i).maximum[row];
       highest = maximum > highest ? maximum : highest;
     }
-    float total = 0.0f;
-    for (int64_t i = first; i < last; ++i) {
-      const Partial partial(p, i);
-      if (highest > -kInfinity)
-        total += partial.sum[row] * __builtin_expf(partial.maximum[row] - highest);
-    }
     const float v_scale = p.v_scale ? p.v_scale[task.kv_head] : 1.0f;
+    float total = 0.0f, weights[kMaxChunks];
+    for (int64_t i = first; highest > -kInfinity && i < last; ++i) {
+      const Partial partial(p, i);
+      weights[i - first] = __builtin_expf(partial.maximum[row] - highest);
+      total += partial.sum[row] * weights[i - first];
+    }
     const int64_t node = p.node_of(task.request, first_row + row);
     const int64_t head = task.kv_head * group + (first_row + row) % group;
     const int64_t place = p.token(task.request, node) * p.heads + head;
@@ -197,8 +197,7 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
       Floats sum = {};
       for (int64_t i = first; total > 0 && i < last; ++i) {
         const Partial partial(p, i);
-        const float weight = __builtin_expf(partial.maximum[row] - highest) * v_scale / total;
-        sum += load(partial.out + row * partial.dim + e) * weight;
+        sum += load(partial.out + row * partial.dim + e) * (weights[i - first] * v_scale / total);
       }
       if (e + kLanes <= p.head_dim) {
         store(out + e, sum);
