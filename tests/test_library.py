@@ -1,6 +1,7 @@
 """Which backend serves an op, what happens when it cannot, and the native library itself."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,11 @@ DENSE_OPS = (
     "draft_blocks", "fused_linear", "linear_topk", "merge_topk", "rotary_append", "sample_logits",
     "tree_attention",
 )  # fmt: skip
+KERNELS = Path("csrc/cpu/kernels")  # compiled once per instruction set
 LOWER_INSTRUCTION_SETS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}}
+X86 = platform.machine() in ("x86_64", "AMD64")
+INSTRUCTION_SETS = (*LOWER_INSTRUCTION_SETS, "avx512") if X86 else ("portable",)
+OBJECTS = ROOT / "build/native" / KERNELS
 native = pytest.mark.skipif(_library.NATIVE_PATH is None, reason="the library was not built")
 
 
@@ -115,6 +120,23 @@ def test_every_instruction_set_passes_the_tests_of_the_ops(isa):
         DSPARK_CPU=isa, DSPARK_BACKEND="native",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@native
+@pytest.mark.skipif(not OBJECTS.is_dir(), reason="it was not built here: no object files")
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_symbols_of_an_instruction_set_have_its_name(isa):
+    """Else the linker would give one of them to all, and a CPU code that it cannot run."""
+    sources = list((ROOT / KERNELS).glob("*.cpp"))
+    assert sources
+    for source in sources:
+        target = OBJECTS / f"{source.stem}.{isa}.o"
+        command = ["nm", "--defined-only", "--extern-only", "--format=posix", str(target)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        symbols = [line.split()[0] for line in found.splitlines()]
+        assert symbols, f"{target} has no kernel"
+        strangers = [symbol for symbol in symbols if f"{len(isa)}{isa}" not in symbol]
+        assert not strangers, f"{target} has {strangers}"
 
 
 @native
