@@ -17,6 +17,7 @@ DENSE_OPS = (
     "draft_blocks", "fused_linear", "linear_topk", "merge_topk", "rotary_append", "sample_logits",
     "tree_attention",
 )  # fmt: skip
+OTHER_OPS = "chain_reject", "context_lookup", "glm_tree", "typical_accept"  # with vectors, too
 KERNELS = Path("csrc/cpu/kernels")  # compiled once per instruction set
 LOWER_INSTRUCTION_SETS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}}
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -113,8 +114,8 @@ def test_without_the_native_library(tmp_path):
 def test_every_instruction_set_passes_the_tests_of_the_ops(isa):
     if not cpu_features() >= LOWER_INSTRUCTION_SETS[isa]:
         pytest.skip(f"this CPU has no {isa}")
-    files = [f"tests/test_{op}.py" for op in DENSE_OPS]
-    only = "shapes or variants or fp8 or nan or views or window"
+    files = [f"tests/test_{op}.py" for op in DENSE_OPS + OTHER_OPS]
+    only = "shapes or variants or fp8 or nan or views or window or test_backend"
     done = python(
         "-m", "pytest", "-q", "-m", "backend", "-k", only, *files,
         DSPARK_CPU=isa, DSPARK_BACKEND="native",
