@@ -129,12 +129,23 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
   pack_rows<T>(layout, query, scratch.query);
   const float scale = p.scale * (p.k_scale ? p.k_scale[task.kv_head] : 1.0f);
 
+  const auto tile_slots = [&](int64_t from, int64_t end) {
+    const int64_t left = end - from;
+    return left < 0 ? 0 : left < kTileSlots ? (int)left : kTileSlots;
+  };
+  // the next chunk is often this worker's too: its first tile is prefetched like any other
+  const int64_t wanted = view.seqlen + p.nodes, last = wanted < p.slots() ? wanted : p.slots();
   int64_t begin = task.begin > view.first_seen() ? task.begin : view.first_seen();
-  for (; begin < task.end; begin += kTileSlots) {
-    const int count = task.end - begin < kTileSlots ? (int)(task.end - begin) : kTileSlots;
-    const Slots<C> slots(view, begin, count);
-    const Keys keys = find_keys<Dot>(p, slots, count, layout.words, scratch.keys);
-    pack_values<Dot>(p, slots.values, count, dim, scratch.values);
+  Slots<C> tiles[2];  // this one and the next
+  tiles[0].find(view, begin, tile_slots(begin, task.end));
+  for (int turn = 0; begin < task.end; begin += kTileSlots, turn ^= 1) {
+    const int count = tile_slots(begin, task.end);
+    const Slots<C>& slots = tiles[turn];
+    Slots<C>& ahead = tiles[turn ^ 1];
+    const int64_t next = begin + count;
+    ahead.find(view, next, tile_slots(next, next < task.end ? task.end : last));
+    const Keys keys = find_keys<Dot>(p, slots, ahead.keys, count, layout.words, scratch.keys);
+    pack_values<Dot>(p, slots.values, ahead.values, count, dim, scratch.values);
     const bool masked = slots.present != View::low_bits(count) || begin < view.seen_by_all() ||
                         begin + count > view.seqlen;
     for (int first = 0; first < layout.vectors; first += kMaxVectors) {
