@@ -41,4 +41,21 @@ void parallel_tasks(int64_t tasks, const F& f) {
   parallel_tasks(tasks, num_workers(tasks), [&](int64_t, int64_t task) { f(task); });
 }
 
+// The same for tasks over the columns of one matrix: a worker takes neighbours together, fewer and
+// fewer of them, a part of those that are left. What a task prefetches after its end is then mostly
+// its own next one's.
+template <typename F>
+void parallel_runs(int64_t tasks, const F& f) {
+  const int64_t workers = num_workers(tasks);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next.load(std::memory_order_relaxed); begin < tasks;) {
+      const int64_t end = begin + std::max<int64_t>((tasks - begin) / (2 * workers), 1);
+      if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      for (int64_t task = begin; task < end; ++task) f(task);
+      begin = next.load(std::memory_order_relaxed);
+    }
+  });
+}
+
 }  // namespace dspark
