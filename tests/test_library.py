@@ -1,6 +1,7 @@
 """Which backend serves an op, what happens when it cannot, and the native library itself."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,12 @@ DENSE_OPS = (
     "draft_blocks", "fused_linear", "linear_topk", "merge_topk", "rotary_append", "sample_logits",
     "tree_attention",
 )  # fmt: skip
+OTHER_OPS = "chain_reject", "context_lookup", "glm_tree", "typical_accept"  # with vectors, too
+KERNELS = Path("csrc/cpu/kernels")  # compiled once per instruction set
 LOWER_INSTRUCTION_SETS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}}
+X86 = platform.machine() in ("x86_64", "AMD64")
+INSTRUCTION_SETS = (*LOWER_INSTRUCTION_SETS, "avx512") if X86 else ("portable",)
+OBJECTS = ROOT / "build/native" / KERNELS
 native = pytest.mark.skipif(_library.NATIVE_PATH is None, reason="the library was not built")
 
 
@@ -108,13 +114,30 @@ def test_without_the_native_library(tmp_path):
 def test_every_instruction_set_passes_the_tests_of_the_ops(isa):
     if not cpu_features() >= LOWER_INSTRUCTION_SETS[isa]:
         pytest.skip(f"this CPU has no {isa}")
-    files = [f"tests/test_{op}.py" for op in DENSE_OPS]
-    only = "shapes or variants or fp8 or nan or views or window"
+    files = [f"tests/test_{op}.py" for op in DENSE_OPS + OTHER_OPS]
+    only = "shapes or variants or fp8 or nan or views or window or test_backend"
     done = python(
         "-m", "pytest", "-q", "-m", "backend", "-k", only, *files,
         DSPARK_CPU=isa, DSPARK_BACKEND="native",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@native
+@pytest.mark.skipif(not OBJECTS.is_dir(), reason="it was not built here: no object files")
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_symbols_of_an_instruction_set_have_its_name(isa):
+    """Else the linker would give one of them to all, and a CPU code that it cannot run."""
+    sources = list((ROOT / KERNELS).glob("*.cpp"))
+    assert sources
+    for source in sources:
+        target = OBJECTS / f"{source.stem}.{isa}.o"
+        command = ["nm", "--defined-only", "--extern-only", "--format=posix", str(target)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        symbols = [line.split()[0] for line in found.splitlines()]
+        assert symbols, f"{target} has no kernel"
+        strangers = [symbol for symbol in symbols if f"{len(isa)}{isa}" not in symbol]
+        assert not strangers, f"{target} has {strangers}"
 
 
 @native

@@ -6,6 +6,7 @@ from chi_square import chi_square
 from dtypes import DTYPES
 
 import dspark_kernels
+from dspark_kernels._library import INTERPRETER
 from dspark_kernels.reference.linear_topk import linear_topk as reference
 from dspark_kernels.reference.linear_topk import perturb
 from dspark_kernels.reference.noise import gumbel
@@ -146,6 +147,17 @@ def test_shapes(shape, noise, dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_many_rows_of_the_weight(dtype, device):
     check(inputs(3, 5003, 40, 8, dtype=dtype, noise=True, device=device))
+
+
+@pytest.mark.backend
+def test_equal_logits_of_a_large_vocabulary(device):
+    """The sum of a row is rescaled at every tile: by exactly 1, or the errors add up."""
+    vocab = 4_000 if INTERPRETER else 150_000
+    logits = torch.linspace(-120.1, 119.7, 16, device=device)
+    weight = torch.ones(vocab, 1, device=device)
+    _, _, logsumexp = dspark_kernels.linear_topk(logits[:, None], weight, 1)
+    expected = logits.double() + math.log(vocab)
+    torch.testing.assert_close(logsumexp.double(), expected, rtol=0, atol=4e-5)
 
 
 @pytest.mark.backend

@@ -203,6 +203,19 @@ def test_long_prefix(nodes, dtype, device):
 
 
 @pytest.mark.backend
+def test_equal_scores_over_a_long_prefix(device):
+    """What a row has so far is rescaled at every tile: by exactly 1, or the errors add up."""
+    slots = 3_000 if INTERPRETER else 100_000
+    arguments = inputs(1, 1, 16, 1, 16, slots, seqlens=[slots - 1], device=device) | {"scale": 1.0}
+    arguments["k_cache"][:] = torch.eye(16, device=device)[0]
+    scores = arguments["q"][..., 0].copy_(torch.linspace(-120.1, 119.7, 16))
+    out, lse = dspark_kernels.tree_attention(**arguments, return_lse=True)
+    torch.testing.assert_close(lse.double(), scores.double() + math.log(slots), rtol=0, atol=4e-5)
+    mean = arguments["v_cache"][0, :, 0].double().mean(dim=0)
+    torch.testing.assert_close(out.double(), mean.expand(out.shape), rtol=0, atol=1e-6)
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [None, 1, 16, 100])
 @pytest.mark.parametrize("variant", VARIANTS)

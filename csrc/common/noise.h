@@ -9,15 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-// Functions that are no templates are always inlined: the CPU kernels are compiled once per
-// instruction set, and the linker must not give one set's copy to another.
-#ifdef __CUDACC__
-#define DSPARK_HOST_DEVICE __host__ __device__
-#define DSPARK_FORCE_INLINE __host__ __device__ __forceinline__
-#else
-#define DSPARK_HOST_DEVICE
-#define DSPARK_FORCE_INLINE inline __attribute__((always_inline))
-#endif
+#include "common/types.h"
 
 namespace dspark {
 

@@ -13,7 +13,7 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
                                         Tensor position) {
   const ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seed,
                                  position, "chain_reject");
-  parallel_tasks(arguments.batch, [&](int64_t, int64_t request) {
+  parallel_tasks(arguments.batch, [&](int64_t request) {
     DSPARK_CALL_CPU_KERNEL(chain_reject_request, arguments.view, request);
   });
   return arguments.outputs();

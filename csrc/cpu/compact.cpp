@@ -37,7 +37,7 @@ void compact_caches(const WalkBatch& walks, int64_t batch, const Caches& caches)
     }
     return;
   }
-  parallel_tasks(tasks, [&](int64_t, int64_t task) {
+  parallel_tasks(tasks, [&](int64_t task) {
     for (int64_t b = 0; b < batch; ++b) compact(caches.layouts[task], b);
   });
 }

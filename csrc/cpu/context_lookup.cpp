@@ -14,8 +14,9 @@ std::tuple<Tensor, Tensor> context_lookup(Tensor history, Tensor lengths, int64_
   const LookupArguments arguments(history, lengths, max_ngram, min_ngram, num_paths, path_length,
                                   "context_lookup");
   const int64_t capacity = arguments.view.capacity;
-  const Tensor matches = empty({num_workers(arguments.batch), capacity}, ScalarType::Long);
-  parallel_tasks(arguments.batch, [&](int64_t worker, int64_t b) {
+  const int64_t workers = num_workers(arguments.batch);
+  const Tensor matches = empty({workers, capacity}, ScalarType::Long);
+  parallel_tasks(arguments.batch, workers, [&](int64_t worker, int64_t b) {
     DSPARK_CALL_CPU_KERNEL(context_lookup_request, arguments.view, b,
                            matches.mutable_data_ptr<int64_t>() + worker * capacity);
   });

@@ -48,9 +48,8 @@ Tensor draft_blocks(Tensor hidden, Tensor weight, Tensor bias, std::optional<Ten
   p.packed = packed.mutable_data_ptr<float>();
   p.out = out.mutable_data_ptr();
   DSPARK_CALL_CPU_KERNEL(draft_blocks_pack, p);
-  parallel_tasks((columns + p.task_rows - 1) / p.task_rows, [&](int64_t, int64_t task) {
-    DSPARK_CALL_CPU_KERNEL(draft_blocks_task, p, task);
-  });
+  parallel_runs((columns + p.task_rows - 1) / p.task_rows,
+                [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(draft_blocks_task, p, task); });
   return out;
 }
 

@@ -63,8 +63,7 @@ Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> b
   DSPARK_CALL_CPU_KERNEL(fused_linear_pack, p);
   int64_t tasks = 0;
   for (int part = 0; part < p.parts(); ++part) tasks += p.tasks(part);
-  parallel_tasks(
-      tasks, [&](int64_t, int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
+  parallel_runs(tasks, [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
   return out;
 }
 

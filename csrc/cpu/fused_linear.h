@@ -24,8 +24,10 @@ struct FusedLinear {
   void* out;      // [rows, width]
 
   // Weights whose columns lie side by side in the output.
-  int parts() const { return gated ? 1 : weights; }
-  int64_t tasks(int part) const { return (columns[part] + task_columns - 1) / task_columns; }
+  DSPARK_FORCE_INLINE int parts() const { return gated ? 1 : weights; }
+  DSPARK_FORCE_INLINE int64_t tasks(int part) const {
+    return (columns[part] + task_columns - 1) / task_columns;
+  }
 };
 
 struct FusedLinearSizes {

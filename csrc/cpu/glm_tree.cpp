@@ -17,9 +17,10 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                                    depth_scale, calibration, temperature, paths, path_scores,
                                    num_nodes, min_score, "glm_tree");
   const int64_t bytes = GlmWorkspace::bytes(arguments.view.shape);
-  const Tensor workspace = empty({num_workers(arguments.batch) * bytes}, ScalarType::Byte);
+  const int64_t workers = num_workers(arguments.batch);
+  const Tensor workspace = empty({workers * bytes}, ScalarType::Byte);
   char* const memory = static_cast<char*>(workspace.mutable_data_ptr());
-  parallel_tasks(arguments.batch, [&](int64_t worker, int64_t request) {
+  parallel_tasks(arguments.batch, workers, [&](int64_t worker, int64_t request) {
     DSPARK_CALL_CPU_KERNEL(glm_tree_request, arguments.view, request, memory + worker * bytes);
   });
   return arguments.outputs();

@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t 
   }
 
   DSPARK_CALL_CPU_KERNEL(linear_topk_pack, p);
-  parallel_tasks(tasks, [&](int64_t worker, int64_t task) {
+  parallel_tasks(tasks, workers, [&](int64_t worker, int64_t task) {
     DSPARK_CALL_CPU_KERNEL(linear_topk_task, p, worker, task);
   });
   for (int64_t row = 0; row < p.rows; ++row) {

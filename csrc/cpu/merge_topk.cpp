@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> merge_topk(Tensor keys, Tensor ids, Tensor lo
   Tensor out_ids = empty({rows, k}, ScalarType::Long);
   Tensor out_logsumexp = empty({rows}, ScalarType::Float);
   float* out = out_logsumexp.mutable_data_ptr<float>();
-  parallel_tasks(rows, [&](int64_t, int64_t row) {
+  parallel_tasks(rows, [&](int64_t row) {
     merge_row(in_keys.const_data_ptr<float>(), in_ids.const_data_ptr<int64_t>(), shards, rows,
               width, k, row, out_keys.mutable_data_ptr<float>(),
               out_ids.mutable_data_ptr<int64_t>());

@@ -23,13 +23,37 @@ inline int64_t columns_per_task(int64_t columns, int64_t tile) {
 }
 
 // Calls f(worker, task) once for every task; a worker takes the next task when it is free, so one
-// worker's tasks come in ascending order. 0 <= worker < num_workers(tasks). f must not throw.
+// worker's tasks come in ascending order. 0 <= worker < workers, whatever the number of threads is
+// by now: memory per worker is sized by the same number. f must not throw.
 template <typename F>
-void parallel_tasks(int64_t tasks, const F& f) {
+void parallel_tasks(int64_t tasks, int64_t workers, const F& f) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, num_workers(tasks), 1, [&](int64_t worker, int64_t) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       f(worker, task);
+    }
+  });
+}
+
+// Calls f(task), which needs no memory of a worker's.
+template <typename F>
+void parallel_tasks(int64_t tasks, const F& f) {
+  parallel_tasks(tasks, num_workers(tasks), [&](int64_t, int64_t task) { f(task); });
+}
+
+// The same for tasks over the columns of one matrix: a worker takes neighbours together, fewer and
+// fewer of them, a part of those that are left. What a task prefetches after its end is then mostly
+// its own next one's.
+template <typename F>
+void parallel_runs(int64_t tasks, const F& f) {
+  const int64_t workers = num_workers(tasks);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next.load(std::memory_order_relaxed); begin < tasks;) {
+      const int64_t end = begin + std::max<int64_t>((tasks - begin) / (2 * workers), 1);
+      if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+      for (int64_t task = begin; task < end; ++task) f(task);
+      begin = next.load(std::memory_order_relaxed);
     }
   });
 }

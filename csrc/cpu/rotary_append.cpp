@@ -86,9 +86,12 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> q
                   : empty({p.batch, p.nodes, p.heads, p.head_dim}, dtype);
   p.q = q.mutable_data_ptr();
   p.k_cache = k_cache.mutable_data_ptr(), p.v_cache = v_cache.mutable_data_ptr();
-  constexpr int64_t kTaskTokens = 32;
-  parallel_tasks((p.tokens + kTaskTokens - 1) / kTaskTokens, [&](int64_t, int64_t task) {
-    const int64_t begin = task * kTaskTokens, end = std::min(begin + kTaskTokens, p.tokens);
+  constexpr int64_t kTaskBytes = 128 * 1024;  // of heads; less is not worth a thread
+  const int64_t token_bytes = all_heads * p.head_dim * qkv_.element_size();
+  const int64_t most = kTaskBytes / std::max<int64_t>(token_bytes, 1);
+  const int64_t task_tokens = std::max<int64_t>(most, 1);
+  parallel_tasks((p.tokens + task_tokens - 1) / task_tokens, [&](int64_t task) {
+    const int64_t begin = task * task_tokens, end = std::min(begin + task_tokens, p.tokens);
     DSPARK_CALL_CPU_KERNEL(rotary_append_tokens, p, begin, end);
   });
   return q;

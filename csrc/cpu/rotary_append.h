@@ -22,7 +22,7 @@ struct RotaryAppend {
   const int32_t *cache_seqlens, *block_table;  // [batch], [batch, blocks_per_request] or null
 
   // Where a token goes, as (block, place in it); false: nowhere.
-  bool slot(int64_t token, int64_t* block, int64_t* place) const {
+  DSPARK_FORCE_INLINE bool slot(int64_t token, int64_t* block, int64_t* place) const {
     const int64_t own = place_of ? place_of[token] : token;
     if (own < 0) return false;
     const int64_t request = own / nodes, slot = cache_seqlens[request] + own % nodes;

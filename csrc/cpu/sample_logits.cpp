@@ -41,9 +41,10 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::opti
   Tensor ids = empty({p.rows}, ScalarType::Long);
   int64_t* out = ids.mutable_data_ptr<int64_t>();
   const int64_t floats = DSPARK_CALL_CPU_KERNEL(sample_logits_floats, p);
-  const Tensor memory = empty({num_workers(p.rows), floats}, ScalarType::Float);
+  const int64_t workers = num_workers(p.rows);
+  const Tensor memory = empty({workers, floats}, ScalarType::Float);
   float* scratch = memory.mutable_data_ptr<float>();
-  parallel_tasks(p.rows, [&](int64_t worker, int64_t row) {
+  parallel_tasks(p.rows, workers, [&](int64_t worker, int64_t row) {
     out[row] = DSPARK_CALL_CPU_KERNEL(sample_logits_row, p, row, scratch + worker * floats);
   });
   return ids;

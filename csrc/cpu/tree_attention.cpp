@@ -21,7 +21,7 @@ constexpr const char* kOp = "tree_attention";
 // Chunks of slots for every group of rows. They depend on one request alone, so that neither the
 // rest of the batch nor the number of threads changes its result.
 std::vector<TreeAttentionTask> make_tasks(const TreeAttention& p) {
-  constexpr int64_t kMinChunk = 480, kMaxChunks = 16;
+  constexpr int64_t kMinChunk = 480;
   std::vector<TreeAttentionTask> tasks;
   for (int64_t request = 0; request < p.batch; ++request) {
     const int64_t wanted = p.cache_seqlens[request] + p.nodes;
@@ -143,14 +143,14 @@ std::tuple<Tensor, Tensor> tree_attention(Tensor q, Tensor k_cache, Tensor v_cac
   const std::vector<TreeAttentionTask> tasks = make_tasks(p);
   const std::vector<int64_t> starts = group_starts(tasks);
   const auto sizes = DSPARK_CALL_CPU_KERNEL(tree_attention_sizes, p);
-  const int64_t count = tasks.size();
-  const Tensor scratch = empty({num_workers(count) * sizes.scratch_floats}, ScalarType::Float);
+  const int64_t count = tasks.size(), workers = num_workers(count);
+  const Tensor scratch = empty({workers * sizes.scratch_floats}, ScalarType::Float);
   const Tensor partial = empty({count * sizes.partial_floats}, ScalarType::Float);
   p.scratch = scratch.mutable_data_ptr<float>(), p.partial = partial.mutable_data_ptr<float>();
-  parallel_tasks(count, [&](int64_t worker, int64_t i) {
+  parallel_tasks(count, workers, [&](int64_t worker, int64_t i) {
     DSPARK_CALL_CPU_KERNEL(tree_attention_task, p, tasks[i], i, worker);
   });
-  parallel_tasks(starts.size() - 1, [&](int64_t, int64_t i) {
+  parallel_tasks(starts.size() - 1, [&](int64_t i) {
     DSPARK_CALL_CPU_KERNEL(tree_attention_merge, p, tasks[starts[i]], starts[i], starts[i + 1]);
   });
   return {out, logsumexp};

@@ -8,6 +8,7 @@
 namespace dspark {
 
 constexpr int kMaxNodes = 256;
+constexpr int kMaxChunks = 16;
 constexpr int kGroupRows = 64;  // rows, that is (node, query head) pairs, of one task
 
 struct TreeAttention {
@@ -30,27 +31,29 @@ struct TreeAttention {
   void* out;         // [tokens, heads, head_dim]
   float* logsumexp;  // [tokens, heads]
 
-  int64_t queries_per_head() const { return heads / kv_heads; }
-  int64_t rows(int64_t request) const { return active_count[request] * queries_per_head(); }
-  int64_t rows(int64_t request, int64_t group) const {
+  DSPARK_FORCE_INLINE int64_t queries_per_head() const { return heads / kv_heads; }
+  DSPARK_FORCE_INLINE int64_t rows(int64_t request) const {
+    return active_count[request] * queries_per_head();
+  }
+  DSPARK_FORCE_INLINE int64_t rows(int64_t request, int64_t group) const {
     const int64_t left = rows(request) - group * kGroupRows;
     return left < kGroupRows ? left : kGroupRows;
   }
-  int64_t node_of(int64_t request, int64_t row) const {
+  DSPARK_FORCE_INLINE int64_t node_of(int64_t request, int64_t row) const {
     return active[request * nodes + row / queries_per_head()];
   }
-  int64_t token(int64_t request, int64_t node) const {
+  DSPARK_FORCE_INLINE int64_t token(int64_t request, int64_t node) const {
     const int64_t place = request * nodes + node;
     return token_of ? token_of[place] : place;
   }
-  bool has_token(int64_t request, int64_t node) const {
+  DSPARK_FORCE_INLINE bool has_token(int64_t request, int64_t node) const {
     return token_of == nullptr || (token(request, node) >= 0 && token(request, node) < tokens);
   }
-  int64_t q_offset(int64_t request, int64_t node) const {
+  DSPARK_FORCE_INLINE int64_t q_offset(int64_t request, int64_t node) const {
     return token_of ? token(request, node) * q_stride[1]
                     : request * q_stride[0] + node * q_stride[1];
   }
-  int64_t slots() const { return block_size * blocks_per_request; }
+  DSPARK_FORCE_INLINE int64_t slots() const { return block_size * blocks_per_request; }
 };
 
 // The work on one group of rows over one chunk of slots.

@@ -16,7 +16,7 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
   const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "typical_accept");
   const Caches moved(walks.batch, caches, cache_seqlens, block_table, "typical_accept");
   const TypicalArguments arguments(walks, logits, temperature, epsilon, delta, "typical_accept");
-  parallel_tasks(walks.batch, [&](int64_t, int64_t b) {
+  parallel_tasks(walks.batch, [&](int64_t b) {
     DSPARK_CALL_CPU_KERNEL(typical_accept_request, arguments.view, b);
   });
   compact_caches(walks.view, walks.batch, moved);

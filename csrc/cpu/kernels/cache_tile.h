@@ -88,14 +88,15 @@ struct View {
   }
 };
 
-// Where the keys and values of a tile's slots are; null for absent ones.
+// Where the keys and values of a tile's slots are; null for absent ones, and after the last.
 template <typename C>
 struct Slots {
   const C *keys[kTileSlots], *values[kTileSlots + 1];
-  uint64_t present = 0;  // bits
+  uint64_t present;  // bits
 
-  Slots(const View& view, int64_t begin, int count) {
+  void find(const View& view, int64_t begin, int count) {
     const TreeAttention& p = view.p;
+    present = 0;
     int64_t block = -1, inside = 0;
     for (int i = 0; i < count; ++i, ++inside) {
       if (i == 0 || inside == p.block_size) {
@@ -109,7 +110,8 @@ struct Slots {
       values[i] = here ? (const C*)p.v + v + view.task.kv_head * p.v_stride[2] : nullptr;
       present |= (uint64_t)here << i;
     }
-    values[count] = nullptr;  // completes a pair
+    for (int i = count; i < kTileSlots; ++i) keys[i] = values[i] = nullptr;
+    values[kTileSlots] = nullptr;  // completes a pair
   }
 };
 
@@ -128,18 +130,21 @@ DSPARK_INLINE Floats value_words(const C* first, const C* second) {
   }
 }
 
-// Values of the tile as words across the lanes: [count / kPerWord][dim]
+// Values of the tile as words across the lanes: [count / kPerWord][dim]. Those of the next tile are
+// prefetched.
 template <typename Dot, typename C>
-DSPARK_INLINE void pack_values(const TreeAttention& p, const C* const* slots, int count, int dim,
-                               float* to) {
-  const ptrdiff_t next = kTileSlots * p.v_stride[1] * sizeof(C);
+DSPARK_INLINE void pack_values(const TreeAttention& p, const C* const* slots, const C* const* next,
+                               int count, int dim, float* to) {
   for (int i = 0; i < count; i += Dot::kPerWord, to += dim) {
     const C *first = slots[i], *second = slots[i + Dot::kPerWord - 1];
+    const C *soon = next[i], *later = next[i + Dot::kPerWord - 1];
+    if (soon == nullptr) soon = first;
+    if (later == nullptr) later = second;
     int e = 0;
     if (first != nullptr && second != nullptr) {
       for (; e + kLanes <= p.head_dim; e += kLanes) {
-        __builtin_prefetch((const char*)(first + e) + next, 0, 2);
-        __builtin_prefetch((const char*)(second + e) + next, 0, 2);
+        __builtin_prefetch(soon + e, 0, 2);
+        __builtin_prefetch(later + e, 0, 2);
         store(to + e, value_words<Dot>(first + e, second + e));
       }
     }
@@ -159,18 +164,18 @@ struct Keys {
 
 // The tile's keys: in place where their words can be read as they are, else copied.
 template <typename Dot, typename C>
-DSPARK_INLINE Keys find_keys(const TreeAttention& p, const Slots<C>& slots, int count, int words,
-                             float* copy) {
-  const ptrdiff_t stride = p.k_stride[1] * sizeof(C), next = kTileSlots * stride;
+DSPARK_INLINE Keys find_keys(const TreeAttention& p, const Slots<C>& slots, const C* const* next,
+                             int count, int words, float* copy) {
+  for (int i = 0; i < count; ++i) {
+    if (next[i] != nullptr) prefetch_row((const char*)next[i], p.head_dim * sizeof(C));
+  }
+  const ptrdiff_t stride = p.k_stride[1] * sizeof(C);
   const bool in_place = Dot::template kHolds<C> && words * Dot::kPerWord == p.head_dim;
   const bool together = p.block_table == nullptr && slots.present == View::low_bits(count);
-  if (in_place && together && count == kTileSlots) {
-    for (int i = 0; i < count; ++i) prefetch_row((const char*)slots.keys[i] + next, words * 4);
-    return {(const char*)slots.keys[0], stride};
-  }
+  if (in_place && together && count == kTileSlots) return {(const char*)slots.keys[0], stride};
   for (int i = 0; i < count; ++i) {
     const C* key = slots.keys[i];
-    stage_words<Dot>(key, key == nullptr ? 0 : p.head_dim, words, copy + i * words, next);
+    stage_words<Dot>(key, key == nullptr ? 0 : p.head_dim, words, copy + i * words);
   }
   return {(const char*)copy, words * (ptrdiff_t)sizeof(float)};
 }

@@ -1,4 +1,5 @@
-// x · Wᵀ for a tile of the rows of W and all rows of x: what linear_topk and draft_blocks share.
+// x · Wᵀ for a tile of the rows of W and all rows of x: what linear_topk, draft_blocks and
+// fused_linear share.
 
 #pragma once
 

@@ -62,7 +62,7 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
   const Noise noise(p, first_row);
   if (!greater_bits(select(noise.active, splat(1.0f), splat(0.0f)), splat(0.0f))) return;
   Words word[4];
-  int64_t block = -1;
+  int64_t block = INT64_MIN;
   for (int v = 0; v < count; ++v) {
     const int64_t id = p.id_map ? p.id_map[column + v] : column + v + p.vocab_offset;
     if (id >> 2 != block) {
@@ -112,8 +112,10 @@ void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
             store(threshold + row, limit);
 
             const Floats old = load(maximum + row), highest = max(top, old);
-            const Floats shift = select(highest > -kInfinity, highest, Floats{}) * kLog2E;
-            Floats even = load(sum + row) * exp2(old * kLog2E - shift), odd = {};
+            const Floats base = select(highest > -kInfinity, highest, Floats{});
+            const Floats shift = base * kLog2E;
+            // exactly 1 times the sum while the maximum stays
+            Floats even = load(sum + row) * exp2((old - base) * kLog2E), odd = {};
             for (v = 0; v + 1 < count; v += 2) {
               even += exp2(load(c + v * stride) * kLog2E - shift);
               odd += exp2(load(c + (v + 1) * stride) * kLog2E - shift);

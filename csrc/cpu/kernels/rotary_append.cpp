@@ -18,18 +18,18 @@ DSPARK_INLINE void convert(const From* from, int64_t size, To* to) {
 template <typename T>
 DSPARK_INLINE void rotate(const T* from, const T* norm_weight, float eps, const float* cos,
                           const float* sin, int64_t size, T* to) {
-  float x[kMaxRotaryDim], y[kMaxRotaryDim];
-  if (norm_weight != nullptr) {
-    rms_norm(from, norm_weight, size, eps, x);
-  } else {
-    convert(from, size, x);
-  }
   const int64_t half = size / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    y[i] = x[i] * cos[i] - x[i + half] * sin[i];
-    y[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+  const float scale = norm_weight != nullptr ? rms_scale(from, size, eps) : 1.0f;
+  for (int64_t i = 0, j = half; i < half; i += kLanes, j += kLanes) {
+    const int64_t left = half - i;
+    Floats x = load_up_to(from + i, left), y = load_up_to(from + j, left);
+    if (norm_weight != nullptr) {
+      x = x * scale * load_up_to(norm_weight + i, left);
+      y = y * scale * load_up_to(norm_weight + j, left);
+    }
+    store_up_to(to + i, x * load_up_to(cos + i, left) - y * load_up_to(sin + i, left), left);
+    store_up_to(to + j, y * load_up_to(cos + j, left) + x * load_up_to(sin + j, left), left);
   }
-  convert(y, size, to);
 }
 
 template <typename T>

@@ -77,27 +77,13 @@ struct SimdGroup : SerialGroup {
   }
   // Lane i gets the value of lane i ^ distance.
   static DSPARK_FORCE_INLINE Vector exchange(Vector value, int distance) {
-    Ints from;
-    for (int i = 0; i < kLanes; ++i) from[i] = i ^ distance;
-    return __builtin_shuffle(value, from);
+    Vector other;
+    for (int i = 0; i < kLanes; ++i) other[i] = value[i ^ distance];
+    return other;
   }
 
   static DSPARK_FORCE_INLINE void transpose(Vector (&block)[kWidth]) {
-    DSPARK_UNROLL
-    for (int step = 1; step < kLanes; step *= 2) {
-      Ints low, high;  // which lanes of (row, row + step) become the new row and row + step
-      for (int i = 0; i < kLanes; ++i) {
-        low[i] = i & step ? kLanes + i - step : i;
-        high[i] = i & step ? kLanes + i : i + step;
-      }
-      DSPARK_UNROLL
-      for (int row = 0; row < kLanes; ++row) {
-        if (row & step) continue;
-        const Vector a = block[row], b = block[row + step];
-        block[row] = __builtin_shuffle(a, b, low);
-        block[row + step] = __builtin_shuffle(a, b, high);
-      }
-    }
+    DSPARK_ISA::transpose(block);
   }
 
   static DSPARK_FORCE_INLINE Vector gumbel(int64_t seed, int64_t position, int64_t token,

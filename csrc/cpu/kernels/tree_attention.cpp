@@ -86,8 +86,8 @@ DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, in
   for (int i = 0; i < limit; i += stride) top = max(load(scores + i) * scale, top);
 
   const Floats old = load(maximum), highest = max(top, old);
-  const Floats shift = select(highest > -kInfinity, highest, Floats{}) * kLog2E;
-  const Floats rescale = exp2(old * kLog2E - shift);
+  const Floats base = select(highest > -kInfinity, highest, Floats{}), shift = base * kLog2E;
+  const Floats rescale = exp2((old - base) * kLog2E);  // exactly 1 while the maximum stays
   scale *= kLog2E;
   Floats total = load(sum) * rescale;
   for (int i = 0; i < limit; i += Dot::kPerWord * stride, weights += stride) {
@@ -129,12 +129,23 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
   pack_rows<T>(layout, query, scratch.query);
   const float scale = p.scale * (p.k_scale ? p.k_scale[task.kv_head] : 1.0f);
 
+  const auto tile_slots = [&](int64_t from, int64_t end) {
+    const int64_t left = end - from;
+    return left < 0 ? 0 : left < kTileSlots ? (int)left : kTileSlots;
+  };
+  // the next chunk is often this worker's too: its first tile is prefetched like any other
+  const int64_t wanted = view.seqlen + p.nodes, last = wanted < p.slots() ? wanted : p.slots();
   int64_t begin = task.begin > view.first_seen() ? task.begin : view.first_seen();
-  for (; begin < task.end; begin += kTileSlots) {
-    const int count = task.end - begin < kTileSlots ? (int)(task.end - begin) : kTileSlots;
-    const Slots<C> slots(view, begin, count);
-    const Keys keys = find_keys<Dot>(p, slots, count, layout.words, scratch.keys);
-    pack_values<Dot>(p, slots.values, count, dim, scratch.values);
+  Slots<C> tiles[2];  // this one and the next
+  tiles[0].find(view, begin, tile_slots(begin, task.end));
+  for (int turn = 0; begin < task.end; begin += kTileSlots, turn ^= 1) {
+    const int count = tile_slots(begin, task.end);
+    const Slots<C>& slots = tiles[turn];
+    Slots<C>& ahead = tiles[turn ^ 1];
+    const int64_t next = begin + count;
+    ahead.find(view, next, tile_slots(next, next < task.end ? task.end : last));
+    const Keys keys = find_keys<Dot>(p, slots, ahead.keys, count, layout.words, scratch.keys);
+    pack_values<Dot>(p, slots.values, ahead.values, count, dim, scratch.values);
     const bool masked = slots.present != View::low_bits(count) || begin < view.seen_by_all() ||
                         begin + count > view.seqlen;
     for (int first = 0; first < layout.vectors; first += kMaxVectors) {
@@ -181,13 +192,13 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
       const float maximum = Partial(p, i).maximum[row];
       highest = maximum > highest ? maximum : highest;
     }
-    float total = 0.0f;
-    for (int64_t i = first; i < last; ++i) {
-      const Partial partial(p, i);
-      if (highest > -kInfinity)
-        total += partial.sum[row] * __builtin_expf(partial.maximum[row] - highest);
-    }
     const float v_scale = p.v_scale ? p.v_scale[task.kv_head] : 1.0f;
+    float total = 0.0f, weights[kMaxChunks];
+    for (int64_t i = first; highest > -kInfinity && i < last; ++i) {
+      const Partial partial(p, i);
+      weights[i - first] = __builtin_expf(partial.maximum[row] - highest);
+      total += partial.sum[row] * weights[i - first];
+    }
     const int64_t node = p.node_of(task.request, first_row + row);
     const int64_t head = task.kv_head * group + (first_row + row) % group;
     const int64_t place = p.token(task.request, node) * p.heads + head;
@@ -197,8 +208,7 @@ void merge(const TreeAttention& p, const TreeAttentionTask& task, int64_t first,
       Floats sum = {};
       for (int64_t i = first; total > 0 && i < last; ++i) {
         const Partial partial(p, i);
-        const float weight = __builtin_expf(partial.maximum[row] - highest) * v_scale / total;
-        sum += load(partial.out + row * partial.dim + e) * weight;
+        sum += load(partial.out + row * partial.dim + e) * (weights[i - first] * v_scale / total);
       }
       if (e + kLanes <= p.head_dim) {
         store(out + e, sum);
