@@ -386,6 +386,7 @@ def test_no_more_steps_are_launched_than_can_yield_tokens(decoder):
     assert out.statistics.observed_tokens_per_step >= 1
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("behind", [0, 1], ids=["in step", "one behind"])
 def test_seconds_are_those_of_the_step(decoder, behind):
     """From the arrival of the results before to that of its own, whenever the host looks."""
@@ -397,13 +398,12 @@ def test_seconds_are_those_of_the_step(decoder, behind):
     scheduler = Scheduler((8,))
     scheduler.begin(len(PROMPTS))
     scheduler.observe_seconds = lambda *given: seen.append(given[3])
-    with torch.inference_mode():
-        loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, Clock(target.device))
-        loop.arrived, waiting = 10.0, []
-        for arrival in (11.0, 13.0, 13.5):
-            waiting.append(loop.launch())
-            waiting[-1].outcome.arrived = arrival
-            if len(waiting) > behind:
-                loop.look(waiting.pop(0))
+    loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, Clock(target.device))
+    loop.arrived, waiting = 10.0, []
+    for arrival in (11.0, 13.0, 13.5):
+        waiting.append(loop.launch())
+        waiting[-1].outcome.arrived = arrival
+        if len(waiting) > behind:
+            loop.look(waiting.pop(0))
     assert seen == [1.0, 2.0, 0.5][: 3 - behind]
     assert [c.seconds for c in results.statistics.choices.values()] == [sum(seen)]
