@@ -4,12 +4,12 @@ import operator
 from collections.abc import Iterable
 from numbers import Real
 
-from .ops.tree_attention import MAX_NODES
+from .ops._check import MAX_NODES, Check
 
 
 def _fail(name: str, expected: str, got, error=TypeError):
     text = repr(got)
-    raise error(f"generate: {name} must {expected}, got {text[:60]}{'...' * (len(text) > 60)}")
+    Check("generate").fail(name, expected, text[:60] + "..." * (len(text) > 60), error)
 
 
 def integer(name: str, value, low: int, high: int | None = None) -> int:

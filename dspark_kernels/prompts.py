@@ -1,8 +1,10 @@
-"""Prompts: files of them, and their way through a tokenizer's chat template."""
+"""Prompts: files of them, their way through a tokenizer's chat template, and how answers end."""
 
 import json
 import math
 from pathlib import Path
+
+from .checks import plain
 
 SOURCES = ("prompt", "messages", "tokens")
 
@@ -91,3 +93,9 @@ def encode(record: dict, tokenizer, vocab_size: int | None = None) -> list[int]:
         return tokenizer("\n".join(message["content"] for message in messages)).input_ids
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     return list(ids)
+
+
+def stop_tokens(model) -> list[int]:
+    """The tokens at which a model of transformers ends its answer."""
+    ids = plain(model.generation_config.eos_token_id)
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

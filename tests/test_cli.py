@@ -137,7 +137,10 @@ def test_train(folders, capsys, tmp_path):
     for wrong, message in (
         (["--steps", "-3"], "steps must be a whole number of at least 1, got -3"),
         (["--minutes", "-1"], "minutes must be a number of at least 0, got -1.0"),
-        (["--device", "moon"], "device must be one of this machine, such as 'cpu', got 'moon'"),
+        (
+            ["--device", "moon"],
+            "device must be one that torch has here, like 'cpu' or 'cuda', got 'moon'",
+        ),
         (["--out", str(prompts)], "out must be a folder, got the file"),
     ):
         assert main([*arguments, *wrong]) == 2

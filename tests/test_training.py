@@ -197,7 +197,10 @@ def test_unusable_prompts_are_refused_before_anything_is_written(records, messag
         ({"num_candidates": 65}, "num_candidates must be a whole number from 1 to 64, got 65"),
         ({"num_candidates": 50}, "num_candidates must be at most the 48 tokens"),
         ({"feature_layers": (3,)}, "feature_layers must be from 0 to the model's 2, got 3"),
-        ({"device": "moon"}, "device must be one of this machine, such as 'cpu', got 'moon'"),
+        (
+            {"device": "moon"},
+            "device must be one that torch has here, like 'cpu' or 'cuda', got 'moon'",
+        ),
     ],
 )
 def test_unusable_options_are_refused(options, message, prompts, tmp_path):

@@ -63,13 +63,13 @@ def compare(
         if method.max_batch is None or batch_size <= method.max_batch
     }
     everyone = [ids for group in prompts.values() for ids in group]
-    longest = sorted(everyone, key=len)[-batch_size:]
+    warm_up, length, times = everyone[:1], 8, 1
+    if torch.cuda.is_available():  # all kernels are to be compiled, and all captures made
+        longest = sorted(everyone, key=len)[-batch_size:]
+        warm_up, length, times = (longest * batch_size)[:batch_size], max_new_tokens, 3
     for method in able.values():  # so that none pays for being the first
-        if not torch.cuda.is_available():
-            method(everyone[:1], 8)
-            continue
-        for _ in range(3):  # all kernels are compiled, and all captures made
-            method((longest * batch_size)[:batch_size], max_new_tokens)
+        for _ in range(times):
+            method(warm_up, length)
     sums = {(category, name): Counter() for category in prompts for name in able}
     batches = [
         (category, [group[(first + i) % len(group)] for i in range(batch_size)])

@@ -8,16 +8,17 @@ from typing import Literal
 
 import torch
 
-from ..checks import nodes, plain
+from ..checks import nodes
 from ..decode import generate
 from ..graph import Session
 from ..heads import DraftModel
 from ..profiling import cost_table
-from ..prompts import encode
+from ..prompts import encode, stop_tokens
 from ..sampling import Sampling
 from ..scheduler import SIZES, Scheduler
 from ..statistics import Statistics
-from .loading import EMBEDDED_MODEL, load_draft, load_model, shipped_draft
+from . import EMBEDDED_MODEL
+from .loading import load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
 
 
@@ -94,8 +95,7 @@ class SpeculativeDecoder:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens at which the model ends its answer."""
-        ids = plain(self.model.generation_config.eos_token_id)
-        return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        return stop_tokens(self.model)
 
     def encode(self, prompt: str, *, chat: bool = True) -> list[int]:
         """Token ids of a prompt: a user's turn of the model's chat template, unless chat=False."""

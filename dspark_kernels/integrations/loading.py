@@ -8,8 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ..heads import DraftModel
+from . import EMBEDDED_MODEL
 
-EMBEDDED_MODEL = "smollm2-135m-instruct"
 SHIPPED_DRAFTS = Path(__file__).parents[1] / "drafts"
 
 

@@ -132,9 +132,3 @@ def generate_continuations(
             write_shard(path, records, [states for _, states in results])
         progress.update(len(batch))
     progress.close()
-
-
-def stop_tokens(model) -> list[int]:
-    """Tokens which end a continuation."""
-    stop = model.generation_config.eos_token_id
-    return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)

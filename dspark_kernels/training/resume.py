@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from ..prompts import stop_tokens
 from .config import TrainConfig
-from .data import Prompt, stop_tokens
+from .data import Prompt
 
 MAY_CHANGE = (
     *("out", "device", "steps", "minutes", "checkpoint_every", "evaluation_prompts"),

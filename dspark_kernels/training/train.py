@@ -13,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from ..heads import DraftModel
+from ..prompts import stop_tokens
 from .calibration import calibrate
 from .card import write_card
 from .config import TrainConfig, draft_config
-from .data import generate_continuations, read_prompts, stop_tokens, usable_prompts
+from .data import generate_continuations, read_prompts, usable_prompts
 from .objective import VocabularySample, draft_loss
 from .replay import evaluate
 from .resume import check_same_settings, interrupt_held_back, settings
@@ -124,7 +125,6 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     if Path(config.out).exists() and not Path(config.out).is_dir():
         raise ValueError(f"out must be a folder, got the file {config.out}")
     if model is None:
-        check_device(config.device)
         model, tokenizer = load_model(config.model, torch.bfloat16, config.device)
     torch.manual_seed(config.seed)
     target = TransformersTarget(model)
@@ -182,17 +182,6 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
     (out / "training.json").write_text(json.dumps(report, indent=1))
     print(draft.summary())
     return draft
-
-
-def check_device(name: str) -> None:
-    """Raise a ValueError unless this machine has the device."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device must be one of this machine, such as 'cpu', got {name!r}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 def run(trainer: Trainer, checkpoint: Path) -> None:
