@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,9 @@ def pytest_addoption(parser):
         "--device", default="cpu", choices=("cpu", "cuda", "emulated"),
         help="where ops run; emulated: the CPU, in the place of a GPU (emulated/cuda.py)",
     )  # fmt: skip
+    parser.addoption(
+        "--package", type=Path, help="the folder whose dspark_kernels is tested, such as a build's"
+    )
 
 
 MARKERS = {
@@ -53,6 +58,12 @@ def why_not(marker, config):
 
 
 def pytest_configure(config):
+    if folder := config.getoption("--package"):
+        sys.path.insert(0, str(folder))
+        from dspark_kernels import _library
+
+        if not _library.NATIVE_PATH.is_relative_to(folder.resolve()):
+            raise pytest.UsageError(f"{_library.NATIVE_PATH} was loaded, not one below {folder}")
     for marker, meaning in MARKERS.items():
         config.addinivalue_line("markers", f"{marker}: {meaning}")
     config.left_out = {}

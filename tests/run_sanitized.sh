@@ -11,6 +11,7 @@ ops=(accept_tree advance_step chain_reject context_lookup draft_blocks fused_lin
   linear_topk merge_topk rotary_append sample_logits tree_attention typical_accept)
 files=("${ops[@]/#/tests/test_}") files=("${files[@]/%/.py}")
 # torch keeps its own memory to the end: leaks are not ours to report
-env LD_PRELOAD="$preload" PYTHONPATH=build/sanitized DSPARK_BACKEND=native \
+env LD_PRELOAD="$preload" DSPARK_BACKEND=native \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-  "$PYTHON" -P -m pytest -q -p no:cacheprovider -m backend "${files[@]}" "$@"
+  "$PYTHON" -P -m pytest --package build/sanitized -q -p no:cacheprovider -m backend \
+  "${files[@]}" "$@"
