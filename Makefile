@@ -21,6 +21,7 @@ test: $(VENV)/built
 	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS) tests/test_fused_pass.py
 	$(BIN)/pytest --device emulated -m cuda
+	PYTHON=$(abspath $(BIN))/python tests/run_ptx.sh
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network
 gpu-check:

@@ -7,6 +7,7 @@ never imported here, its headers are found by path, so that build isolation work
     CUDA_HOME           where nvcc is; else it is looked for on PATH. Without nvcc: CPU kernels only
     DSPARK_CUDA_ARCHS   such as "80;90a": the GPU architectures; empty: CPU kernels only
     DSPARK_SANITIZE=1   with AddressSanitizer and UndefinedBehaviorSanitizer, for tests
+    DSPARK_CUDART       a library with the CUDA runtime, in place of nvcc's own; for tests
 """
 
 import os
@@ -157,7 +158,11 @@ class BuildNative(build_ext):
         objects = [str(target) for _, _, target in jobs]
         # a new file, not the old one overwritten: a running program may have that one mapped
         library.unlink(missing_ok=True)
-        linker = [nvcc, "-ccbin", compiler[0], "-cudart=static"] if archs else compiler
+        linker = compiler
+        if archs and (cudart := os.environ.get("DSPARK_CUDART")):
+            link.append(cudart)
+        elif archs:
+            linker = [nvcc, "-ccbin", compiler[0], "-cudart=static"]
         subprocess.run([*linker, "-shared", *objects, *link, "-o", str(library)], check=True)
 
 

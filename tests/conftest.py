@@ -14,9 +14,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--device", default="cpu", choices=("cpu", "cuda", "emulated"),
-        help="where ops run; emulated: the CPU, in the place of a GPU (emulated/cuda.py)",
+        "--device", default="cpu", choices=("cpu", "cuda", "emulated", "ptx"),
+        help="where ops run; emulated: the CPU, in the place of a GPU (emulated/cuda.py); "
+        "ptx: there too, the GPU's kernels as compiled (run_ptx.sh)",
     )  # fmt: skip
+    parser.addoption(
+        "--capability", type=int, default=90, help="of the GPU in whose place --device ptx is"
+    )
     parser.addoption(
         "--package", type=Path, help="the folder whose dspark_kernels is tested, such as a build's"
     )
@@ -28,6 +32,7 @@ MARKERS = {
     "gpu": "needs a GPU: --device cuda",
     "emulated": "tests the emulated device",
     "nvcc": "needs nvcc",
+    "ptx": "needs the emulator of PTX",
 }
 
 
@@ -46,7 +51,9 @@ def why_not(marker, config):
     """Why the tests of a marker cannot run here, or None."""
     if marker == "backend" and os.environ.get("DSPARK_BACKEND") == "reference":
         return "a reference compared with itself proves nothing"
-    if marker == "cuda" and config.getoption("--device") == "cpu":
+    if marker == "ptx" and config.getoption("--device") != "ptx":
+        return "they need the emulator of PTX, tests/run_ptx.sh"
+    if marker == "cuda" and config.getoption("--device") in ("cpu", "ptx"):
         return "they need a CUDA device, --device cuda or emulated"
     if marker == "gpu" and config.getoption("--device") != "cuda":
         return "they need a GPU, --device cuda"
@@ -90,6 +97,12 @@ def pytest_terminal_summary(terminalreporter, config):
 def device(request, tmp_path_factory):
     """The device that tests put their tensors on; an emulated one runs under every test."""
     name = request.config.getoption("--device")
+    if name == "ptx":
+        from ptx import device
+
+        device.install(request.config.getoption("--capability"))
+        yield torch.device("cpu")
+        return
     if name != "emulated":
         yield torch.device(name)
         return

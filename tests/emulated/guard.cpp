@@ -1,4 +1,5 @@
-// Tells a torch built without CUDA that there is a device "cuda", which never has to be switched to.
+// Tells a torch built without CUDA that there is a device "cuda", which never has to be switched
+// to.
 
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
