@@ -30,6 +30,7 @@ MARKERS = {
     "backend": "compares the op as dispatched with its reference",
     "cuda": "needs a CUDA device, if only an emulated one",
     "gpu": "needs a GPU: --device cuda",
+    "compiled": "needs the kernels of a GPU: --device cuda or ptx",
     "emulated": "tests the emulated device",
     "nvcc": "needs nvcc",
     "ptx": "needs the emulator of PTX",
@@ -55,6 +56,8 @@ def why_not(marker, config):
         return "they need the emulator of PTX, tests/run_ptx.sh"
     if marker == "cuda" and config.getoption("--device") in ("cpu", "ptx"):
         return "they need a CUDA device, --device cuda or emulated"
+    if marker == "compiled" and config.getoption("--device") not in ("cuda", "ptx"):
+        return "they need the kernels of a GPU, --device cuda or ptx"
     if marker == "gpu" and config.getoption("--device") != "cuda":
         return "they need a GPU, --device cuda"
     if marker == "emulated" and config.getoption("--device") != "emulated":

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from test_every_op import every_op, inputs  # noqa: F401
+from test_gpu import step, step_inputs
 
 from dspark_kernels import _library
 
@@ -65,6 +66,14 @@ def test_every_kernel_runs_as_ptx(inputs):  # noqa: F811
     before = {kernel: device.launches(f"{kernel}_kernel") for kernel in kernels}
     every_op(inputs)
     assert [k for k in kernels if device.launches(f"{k}_kernel") == before[k]] == []
+
+
+def test_a_step_is_at_most_eight_launches():
+    from ptx import device
+
+    before = device.launches("")
+    step(step_inputs("cpu"))
+    assert 5 <= device.launches("") - before <= 8
 
 
 @pytest.mark.parametrize(
@@ -161,7 +170,7 @@ def test_mistakes(code, threads, message):
         "st.shared.u32 [memory], 7;",  # all the same
         "st.shared.u32 [%r3], %r1; bar.sync 0; ld.shared.u32 %r4, [memory];",
         "atom.shared.add.u32 %r4, [memory], 1;",
-        "st.shared.u32 [%r3], %r1; bar.warp.sync -1; xor.b32 %r3, %r3, 4; ld.shared.u32 %r4, [%r3];",
+        "st.shared.u32 [%r3], %r1; bar.warp.sync -1; xor.b32 %r3, %r3, 4; ld.shared.u32 %r4,[%r3];",
         "setp.lt.u32 %p1, %r1, 9; @%p1 bra L; add.u32 %r4, %r4, 1; L: bar.sync 0;",
     ],
 )

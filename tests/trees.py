@@ -176,3 +176,14 @@ def assert_same_tree(actual, expected, min_score=0.0, tolerance=2e-5):
                 assert math.isclose(
                     here[path], bar, rel_tol=tolerance * (1 + len(path)), abs_tol=1e-30
                 ), path
+
+
+def to(value, device):
+    """Every tensor in nested containers, on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: to(part, device) for name, part in value.items()}
+    if isinstance(value, DraftTree):
+        return DraftTree(*(part.to(device) for part in value))
+    return [to(part, device) for part in value] if isinstance(value, list | tuple) else value

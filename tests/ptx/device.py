@@ -7,6 +7,7 @@ their own launchers, whose CUDA runtime is the emulator; Triton's through a driv
 import ctypes
 import itertools
 import subprocess
+import warnings
 from pathlib import Path
 
 import torch
@@ -51,12 +52,8 @@ def launch(name, grid, threads, dynamic_bytes, arguments) -> None:
         for value in arguments
     ]
     addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-    _check(
-        _emulator.ptx_launch(
-            name.encode(), (ctypes.c_int64 * 3)(*grid), ctypes.c_int64(threads),
-            ctypes.c_int64(dynamic_bytes), addresses,
-        )  # fmt: skip
-    )
+    blocks, sizes = (ctypes.c_int64 * 3)(*grid), map(ctypes.c_int64, (threads, dynamic_bytes))
+    _check(_emulator.ptx_launch(name.encode(), blocks, *sizes, addresses))
 
 
 def launches(part: str) -> int:
@@ -72,7 +69,9 @@ class _Launcher:
         self.threads, self.shared = 32 * metadata.num_warps, metadata.shared
         assert metadata.global_scratch_size == metadata.profile_scratch_size == 0
 
-    def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments):
+    def __call__(
+        self, x, y, z, stream, function, packed, launch_metadata, enter, leave, *arguments
+    ):
         values = [
             argument if kind[0] == "*" else CTYPES[kind](argument)
             for kind, argument in zip(self.kinds, arguments, strict=True)
@@ -130,7 +129,8 @@ def _stop_at_ptx():
 
 def _on_the_cpu(op):
     function = getattr(torch.ops.dspark, op).default
-    _overrides.impl(
+    with warnings.catch_warnings(action="ignore"):  # that there is one on the CPU already
+        _overrides.impl(
         op, lambda *arguments: function._op_dk(DispatchKey.CUDA, *arguments), "CPU",
         allow_override=True,
     )  # fmt: skip

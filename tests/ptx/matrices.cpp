@@ -102,7 +102,7 @@ void move_fragment(Warp& w, const Instruction& i, uint32_t) {
     T value;
     memcpy(&value,
            i.has("shared") ? w.read_shared(address, sizeof(T), lane)
-                                      : w.read(address, sizeof(T), lane),
+                           : w.read(address, sizeof(T), lane),
            sizeof(T));
     if constexpr (sizeof(T) == 4)
       reg = bits_of(value);
