@@ -19,7 +19,7 @@ DSPARK_CUDART=$emulator "$PYTHON" setup.py --quiet build \
 ops=(accept_tree advance_step chain_reject context_lookup draft_blocks fused_linear glm_tree
   linear_topk merge_topk rotary_append sample_logits tree_attention typical_accept)
 files=("${ops[@]/#/tests/test_}") files=("${files[@]/%/.py}")
-if [ $# -eq 0 ]; then set -- tests/test_ptx.py tests/test_many_trees.py "${files[@]}"; fi
+if [ $# -eq 0 ]; then set -- tests/test_ptx.py tests/test_many_trees.py tests/test_fused_pass.py "${files[@]}"; fi
 # the law takes 50,000 blocks of 1,024 threads
 env LD_PRELOAD="$(g++ -print-file-name=libasan.so) $emulator" TRITON_CACHE_DIR="$folder/triton" \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \

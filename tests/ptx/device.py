@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import subprocess
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -129,11 +130,8 @@ def _stop_at_ptx():
 
 def _on_the_cpu(op):
     function = getattr(torch.ops.dspark, op).default
-    with warnings.catch_warnings(action="ignore"):  # that there is one on the CPU already
-        _overrides.impl(
-        op, lambda *arguments: function._op_dk(DispatchKey.CUDA, *arguments), "CPU",
-        allow_override=True,
-    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):  # that the CPU has kernels of its own
+        _overrides.impl(op, partial(function._op_dk, DispatchKey.CUDA), "CPU", allow_override=True)
 
 
 def install(capability: int) -> None:
