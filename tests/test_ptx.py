@@ -8,8 +8,9 @@ import pytest
 import torch
 from test_every_op import every_op, inputs  # noqa: F401
 from test_gpu import step, step_inputs
+from tiny import tiny_draft, tiny_model
 
-from dspark_kernels import _library
+from dspark_kernels import SpeculativeDecoder, _library
 
 pytestmark = pytest.mark.ptx
 HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
@@ -74,6 +75,16 @@ def test_a_step_is_at_most_eight_launches():
     before = device.launches("")
     step(step_inputs("cpu"))
     assert 5 <= device.launches("") - before <= 8
+
+
+def test_tokens_are_those_of_transformers():
+    """Whole steps: prefill, draft, gate, verification, acceptance."""
+    model, prompts = tiny_model(), [[11, 12, 11, 12, 11], [7]]
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    tokens = decoder.generate(prompts, max_new_tokens=8, num_nodes=9).tokens
+    for prompt, ours in zip(prompts, tokens, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+        assert ours == expected[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize(
