@@ -136,7 +136,7 @@ TILES = {
         ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "half", 100): [
-        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
+        ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 4, 4, 1),
         ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "fp8", 80): [
@@ -149,7 +149,7 @@ TILES = {
         ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "fp8", 100): [
-        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 64}, 4, 4, 2),
+        ((64, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 6, 2),
         ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 4, 1),
         ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],

@@ -44,11 +44,14 @@ def _depth(words_ptr, WORDS: tl.constexpr):
 def _attend(
     acc, maximum, total, q, k_ptr, v_ptr, table_ptr, slots, valid, visible, num_blocks,
     k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale, softcap,
-    BLOCK_SIZE: tl.constexpr, E: tl.constexpr, SOFTCAP: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, E: tl.constexpr, SCALED: tl.constexpr, SOFTCAP: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax over the cache slots [BLOCK_N]; scores are in units of log 2.
+    """Online softmax over the cache slots [BLOCK_N]; the maximum is in units of log 2.
 
     Slots that are not valid [BLOCK_N] are never read; others count where visible [.., BLOCK_N].
+    Without MASKED all of them are valid and visible; then, without SCALED, the scale is above 0 and
+    applied behind the maximum, where it costs nothing.
     """
     column = tl.arange(0, q.shape[1])
     block, place = tl.zeros(slots.shape, tl.int64), slots.to(tl.int64)
@@ -56,17 +59,25 @@ def _attend(
         block = tl.load(table_ptr + slots // BLOCK_SIZE, valid, other=-1).to(tl.int64)
         valid &= (block >= 0) & (block < num_blocks)
         place = place % BLOCK_SIZE
-    known = valid[:, None] & (column < E)[None, :]
+    known = (column < E)[None, :]
+    if MASKED:
+        known &= valid[:, None]
     k_ptrs = k_ptr + (block * k_stride_block + place * k_stride_slot)[:, None] + column[None, :]
     k = tl.load(k_ptrs, known, other=0.0)
-    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
+    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+    factor = scale * LOG2_E
     if SOFTCAP:  # c·tanh(s / c) = c - 2c / (exp(2s / c) + 1)
-        scores = softcap - 2.0 * softcap / (tl.exp2(2.0 * LOG2_E / softcap * scores) + 1.0)
-    scores = tl.where(visible & valid[None, :], scores * LOG2_E, float("-inf"))
+        scores = softcap - 2.0 * softcap / (tl.exp2(2.0 / softcap * factor * scores) + 1.0)
+        factor = LOG2_E
+    if MASKED or SCALED:
+        scores *= factor
+        factor = 1.0
+    if MASKED:
+        scores = tl.where(visible & valid[None, :], scores, float("-inf"))
 
-    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+    new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * factor)
     shift = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    weights = tl.exp2(scores - shift[:, None])
+    weights = tl.exp2(scores * factor - shift[:, None])  # one multiply-add
     rescale = tl.exp2(maximum - shift)
     v_ptrs = v_ptr + (block * v_stride_block + place * v_stride_slot)[:, None] + column[None, :]
     v = tl.load(v_ptrs, known, other=0.0).to(q.dtype)
@@ -81,8 +92,8 @@ def _tree_attention_kernel(
     q_stride_b, q_stride_n, q_stride_h,
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
-    WORDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
-    TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    WORDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SCALED: tl.constexpr,
+    SOFTCAP: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
     kv_head = (tl.program_id(1) % KV_HEADS).to(tl.int64)
@@ -123,6 +134,18 @@ def _tree_attention_kernel(
     share = tl.cdiv(prefix_end + N - first, splits * BLOCK_N) * BLOCK_N
     first += split * share
     prefix_end = tl.minimum(first + share, prefix_end)
+    if table_ptr is None and not WINDOW and not SOFTCAP:
+        whole_end = first + tl.maximum(prefix_end - first, 0) // BLOCK_N * BLOCK_N
+        place, slots = first.to(tl.int64), tl.arange(0, BLOCK_N)  # their offsets are constant
+        for _ in range(first, whole_end, BLOCK_N):
+            acc, maximum, total = _attend(
+                acc, maximum, total, q, k_ptr + place * k_stride_slot,
+                v_ptr + place * v_stride_slot, table_ptr, slots, None, None, num_blocks,
+                k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale, softcap,
+                BLOCK_SIZE, E, SCALED, SOFTCAP, False,
+            )  # fmt: skip
+            place += BLOCK_N
+        first = whole_end
     for start in range(first, prefix_end, BLOCK_N):
         slots = start + tl.arange(0, BLOCK_N)
         valid = slots < prefix_end
@@ -132,7 +155,7 @@ def _tree_attention_kernel(
         acc, maximum, total = _attend(
             acc, maximum, total, q, k_ptr, v_ptr, table_ptr, slots, valid, visible, num_blocks,
             k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale, softcap,
-            BLOCK_SIZE, E, SOFTCAP,
+            BLOCK_SIZE, E, SCALED, SOFTCAP, True,
         )  # fmt: skip
     if split == splits - 1:
         for start in tl.range(0, N, TAIL, num_stages=1):
@@ -149,7 +172,7 @@ def _tree_attention_kernel(
             acc, maximum, total = _attend(
                 acc, maximum, total, q, k_ptr, v_ptr, table_ptr, seqlen + other, valid, visible,
                 num_blocks, k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale,
-                softcap, BLOCK_SIZE, E, SOFTCAP,
+                softcap, BLOCK_SIZE, E, SCALED, SOFTCAP, True,
             )  # fmt: skip
 
     # one part of [splits, tokens, Hq, E] and [splits, tokens, Hq]
@@ -255,6 +278,7 @@ def tree_attention(
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
             WORDS=ancestors.shape[2], BLOCK_SIZE=1 if block_table is None else block_size,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
+            SCALED=softcap > 0 or k_scale is not None or scale <= 0,
             TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
             **options,
         )  # fmt: skip

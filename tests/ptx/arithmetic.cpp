@@ -20,12 +20,20 @@ float rounded(const F& f) {
 }
 
 template <typename Op>
+struct OfHalves {
+  template <typename T>
+  T operator()(T a, T b) const {
+    return from_double<T>(Op{}(to_double(a), to_double(b)));
+  }
+};
+
+template <typename Op>
 Handler number(const Instruction& i, Op) {  // binary, of one type
   return with_type(i, i.part(-1), [&]<typename T>(Type<T>) -> Handler {
     if constexpr (std::is_integral_v<T> || std::is_floating_point_v<T>) {
       return with_ftz(i, [](auto ftz) -> Handler { return &binary<T, T, T, ftz, Op>; });
     } else {
-      unknown(i);
+      return &binary<T, T, T, false, OfHalves<Op>>;
     }
   });
 }
