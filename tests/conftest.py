@@ -58,6 +58,8 @@ def why_not(marker, config):
         return "they need a CUDA device, --device cuda or emulated"
     if marker == "compiled" and config.getoption("--device") not in ("cuda", "ptx"):
         return "they need the kernels of a GPU, --device cuda or ptx"
+    if marker == "compiled" and config.getoption("--device") == "ptx" and not shutil.which("nvcc"):
+        return "they need the CUDA kernels, and there is no nvcc on the PATH"
     if marker == "gpu" and config.getoption("--device") != "cuda":
         return "they need a GPU, --device cuda"
     if marker == "emulated" and config.getoption("--device") != "emulated":

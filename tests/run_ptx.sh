@@ -18,11 +18,11 @@ DSPARK_CUDART=$emulator "$PYTHON" setup.py --quiet build \
   --build-base build/ptx/base --build-lib build/ptx/lib
 ops=(accept_tree advance_step chain_reject context_lookup draft_blocks fused_linear glm_tree
   linear_topk merge_topk rotary_append sample_logits tree_attention typical_accept)
-files=("${ops[@]/#/tests/test_}") files=("${files[@]/%/.py}")
-if [ $# -eq 0 ]; then set -- tests/test_ptx.py tests/test_many_trees.py tests/test_fused_pass.py "${files[@]}"; fi
-# the law takes 50,000 blocks of 1,024 threads
+stems=(ptx many_trees fused_pass "${ops[@]}")
+files=("${stems[@]/#/tests/test_}") files=("${files[@]/%/.py}")
+if [ $# -eq 0 ]; then set -- "${files[@]}"; fi
+too_long=tests/test_chain_reject.py::test_the_emitted_law_is_the_targets  # 50,000 large blocks
 env LD_PRELOAD="$(g++ -print-file-name=libasan.so) $emulator" TRITON_CACHE_DIR="$folder/triton" \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \
   "$PYTHON" -P -m pytest --package build/ptx/lib --device ptx -q -p no:cacheprovider \
-  -m "backend or compiled or ptx" --deselect tests/test_chain_reject.py::test_the_emitted_law_is_the_targets \
-  "$@"
+  -m "backend or compiled or ptx" --deselect "$too_long" "$@"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.compiled
 @pytest.fixture
 def batch(request):
     """An emulator has few requests at once."""
-    return 12 if request.config.getoption("--device") == "ptx" else 512
+    return 12 if request.config.getoption("--device") == "ptx" else 256
 
 
 @pytest.mark.parametrize("seed", range(4))

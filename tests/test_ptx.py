@@ -74,7 +74,8 @@ def test_a_step_is_at_most_eight_launches():
 
     before = device.launches("")
     step(step_inputs("cpu"))
-    assert 5 <= device.launches("") - before <= 8
+    ours = 5 if _library.NATIVE_CUDA_ARCHS else 2  # at least
+    assert ours <= device.launches("") - before <= 8
 
 
 def test_tokens_are_those_of_transformers():
