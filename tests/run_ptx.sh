@@ -16,11 +16,8 @@ if [ ! -e "$emulator" ] || [ -n "$(find tests/ptx -name '*.[ch]*' -newer "$emula
 fi
 DSPARK_CUDART=$emulator "$PYTHON" setup.py --quiet build \
   --build-base build/ptx/base --build-lib build/ptx/lib
-ops=(accept_tree advance_step chain_reject context_lookup draft_blocks fused_linear glm_tree
-  linear_topk merge_topk rotary_append sample_logits tree_attention typical_accept)
-stems=(ptx many_trees fused_pass "${ops[@]}")
-files=("${stems[@]/#/tests/test_}") files=("${files[@]/%/.py}")
-if [ $# -eq 0 ]; then set -- "${files[@]}"; fi
+ops=(dspark_kernels/ops/[a-z]*.py) files=("${ops[@]/#*\//tests/test_}")
+if [ $# -eq 0 ]; then set -- tests/test_{ptx,many_trees,fused_pass}.py "${files[@]}"; fi
 too_long=tests/test_chain_reject.py::test_the_emitted_law_is_the_targets  # 50,000 large blocks
 env LD_PRELOAD="$(g++ -print-file-name=libasan.so) $emulator" TRITON_CACHE_DIR="$folder/triton" \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \

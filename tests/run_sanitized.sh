@@ -7,9 +7,7 @@ PYTHON=${PYTHON:-python3}
 DSPARK_SANITIZE=1 DSPARK_CUDA_ARCHS="" "$PYTHON" setup.py --quiet build \
   --build-base build/sanitize --build-lib build/sanitized
 preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)"
-ops=(accept_tree advance_step chain_reject context_lookup draft_blocks fused_linear glm_tree
-  linear_topk merge_topk rotary_append sample_logits tree_attention typical_accept)
-files=("${ops[@]/#/tests/test_}") files=("${files[@]/%/.py}")
+ops=(dspark_kernels/ops/[a-z]*.py) files=("${ops[@]/#*\//tests/test_}")
 # torch keeps its own memory to the end: leaks are not ours to report
 env LD_PRELOAD="$preload" DSPARK_BACKEND=native \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \

@@ -35,7 +35,7 @@ def test_glm_tree(seed, dtype, device, batch):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("block_size", [None, 16])
 def test_accept_tree(seed, block_size, device, batch):
-    nodes = 17 + 40 * seed
+    batch, nodes = 2 * batch, 17 + 40 * seed
     tree = random_tree(batch, nodes, seed=seed)
     draws = good_draws(tree, seed=seed)
     seqlens = [b % 37 for b in range(batch)]

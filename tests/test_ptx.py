@@ -1,8 +1,10 @@
 """The emulator of PTX: it computes what a GPU does, and stops where a GPU would go wrong."""
 
 import itertools
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,6 @@ REGISTERS = (
     ".reg .pred %p<9>; .reg .b16 %h<9>; .reg .b32 %r<99>; .reg .f32 %f<9>; .reg .b64 %rd<9>;"
     ".shared .align 16 .b8 memory[1024];"
 )
-THREAD = "mov.u32 %r1, %tid.x; mul.wide.u32 %rd3, %r1, {bytes};"  # %rd3: its offset
 names = (f"kernel_{i}" for i in itertools.count())
 
 
@@ -211,7 +212,8 @@ def test_a_tensor_ends_where_it_ends(beyond):
         f"run('ld.global.u32 %r1, [%rd1 + {1020 + beyond}];', torch.zeros(256))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd="tests", capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert (done.returncode == 0) == (beyond == 0), done.stderr
     assert ("AddressSanitizer: heap-buffer-overflow" in done.stderr) == (beyond > 0)

@@ -38,7 +38,6 @@ D converted(A a, const Instruction& i) {
     if (i.has("rpi")) value = ceil(value);
     if (i.has("rni")) value = nearbyint(value);
     if (i.has("sat")) value = value > 0 ? fmin(value, 1.0) : 0.0;
-    if (i.has("relu")) value = fmax(value, 0.0);
     return from_double<D>(value);
   }
 }
@@ -66,22 +65,14 @@ void convert_pair(Warp& w, const Instruction& i, uint32_t lanes) {
   });
 }
 
-// Two numbers of eight bits to two halves, or two floats to such.
-template <typename D, typename A>
-void convert_eight(Warp& w, const Instruction& i, uint32_t lanes) {
+// Two numbers of eight bits to two halves.
+void convert_eights(Warp& w, const Instruction& i, uint32_t lanes) {
   each(lanes, [&](int l) {
     const uint64_t a = w.reg(i.r[1])[l];
-    if constexpr (std::is_same_v<D, Half>) {
-      const auto half = [&](int k) {
-        return bits_of(from_double<Half>(to_double(get<A>(a >> (8 * k)))));
-      };
-      w.reg(i.r[0])[l] = half(1) << 16 | half(0);
-    } else {
-      const auto byte = [&](int k) {
-        return bits_of(from_double<D>(get<float>(w.reg(i.r[k])[l])));
-      };
-      w.reg(i.r[0])[l] = byte(1) << 8 | byte(2);
-    }
+    const auto half = [&](int k) {
+      return bits_of(from_double<Half>(to_double(get<Eight>(a >> (8 * k)))));
+    };
+    w.reg(i.r[0])[l] = half(1) << 16 | half(0);
   });
 }
 
@@ -92,8 +83,7 @@ Handler conversion(const Instruction& i) {
   const std::string &to = i.part(-2), &from = i.part(-1);
   if (to == "bf16x2" && from == "f32") return &convert_pair<Bfloat>;
   if (to == "f16x2" && from == "f32") return &convert_pair<Half>;
-  if (to == "f16x2" && from == "e4m3x2") return &convert_eight<Half, Eight>;
-  if (to == "e4m3x2" && from == "f32") return &convert_eight<Eight, float>;
+  if (to == "f16x2" && from == "e4m3x2") return &convert_eights;
   return with_type(i, to, [&]<typename D>(Type<D>) -> Handler {
     return with_type(i, from, []<typename A>(Type<A>) -> Handler { return &convert<D, A>; });
   });

@@ -9,14 +9,13 @@ import itertools
 import subprocess
 import warnings
 from functools import partial
-from pathlib import Path
 
 import torch
-import triton
 from torch._C import DispatchKey
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.driver import driver
+from triton_aot import TOOL
 
 from dspark_kernels import _library
 from dspark_kernels.triton import config
@@ -27,7 +26,6 @@ CTYPES = {
     "i1": ctypes.c_int8, "i8": ctypes.c_int8, "i16": ctypes.c_int16, "i32": ctypes.c_int32,
     "i64": ctypes.c_int64, "fp32": ctypes.c_float, "fp64": ctypes.c_double,
 }  # fmt: skip
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 _emulator = ctypes.CDLL("libtorch_cuda.so")  # the one that was preloaded
 _emulator.ptx_load.restype = _emulator.ptx_launch.restype = ctypes.c_char_p
@@ -144,7 +142,7 @@ def install(capability: int) -> None:
         _on_the_cpu(op)
     if not _library.NATIVE_CUDA_ARCHS:
         return
-    dump = [CUOBJDUMP, "-ptx", _library.NATIVE_PATH]
+    dump = [TOOL, "-ptx", _library.NATIVE_PATH]
     text = subprocess.run(dump, capture_output=True, text=True, check=True).stdout
     if ".entry" not in text:
         raise RuntimeError("no PTX in the library: DSPARK_CUDA_ARCHS must name one such as 90")

@@ -11,9 +11,8 @@ namespace {
 void shuffle(Warp& w, const Instruction& i, uint32_t lanes) {
   const bool tells = i.operands[0].count == 2;  // d|p
   const int first = tells ? 2 : 1;
-  Lanes a;
-  std::copy_n(w.reg(i.r[first]), kLanes, a.begin());
-  const Lanes values = a;
+  Lanes values;
+  std::copy_n(w.reg(i.r[first]), kLanes, values.begin());
   const char mode = i.has("up") ? 'u' : i.has("down") ? 'd' : i.has("bfly") ? 'b' : 'i';
   each(lanes, [&](int l) {
     const auto b = static_cast<int>(w.reg(i.r[first + 1])[l] & 31);

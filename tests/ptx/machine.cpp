@@ -9,7 +9,6 @@
 namespace ptx {
 namespace {
 
-constexpr char kRubbish = 0x5B;
 constexpr int kAlignment = 1024;   // of shared memory
 constexpr int kLongestTurn = 500;  // instructions
 
@@ -55,7 +54,7 @@ uint64_t special(Special which, const Block& block, int thread) {
 Warp::Warp(Block& block, int index) : block_(block), index_(index) {
   const Function& function = *block.launch().function;
   registers_.resize(function.num_registers);
-  for (Lanes& lanes : registers_) lanes.fill(0x5B5B5B5B5B5B5B5B);
+  for (Lanes& lanes : registers_) memset(lanes.data(), kRubbish, sizeof(lanes));
   for (const auto& [reg, value] : function.constants) registers_[reg].fill(value);
   for (const auto& [reg, which] : function.specials) {
     for (int i = 0; i < kLanes; ++i) registers_[reg][i] = special(which, block, thread(i));

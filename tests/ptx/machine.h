@@ -13,6 +13,7 @@
 namespace ptx {
 
 constexpr int kLanes = 32;
+constexpr char kRubbish = 0x5B;  // in memory and registers that nothing was written to
 using Lanes = std::array<uint64_t, kLanes>;
 
 struct Size {

@@ -136,7 +136,7 @@ void copy_async(Warp& w, const Instruction& i, uint32_t lanes) {
     const int given = i.r.size() > 3 ? static_cast<int>(w.reg(i.r[3])[l]) : bytes;
     if (given < 0 || given > bytes) throw std::runtime_error("cp.async: more given than copied");
     char rubbish[16];  // until it has arrived
-    memset(rubbish, 0x5B, sizeof(rubbish));
+    memset(rubbish, kRubbish, sizeof(rubbish));
     w.write_shared(to, bytes, l, rubbish);
     const char* at = given ? w.read(from, bytes, l) : nullptr;
     w.copies.push_back({l, to, at, bytes, given});

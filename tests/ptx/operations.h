@@ -77,9 +77,7 @@ void ternary(Warp& w, const Instruction& i, uint32_t lanes) {
 }
 
 template <typename T>
-struct Type {
-  using type = T;
-};
+struct Type {};
 
 // Calls f with the type that the last part of the name, or another one, stands for.
 template <typename F>
