@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterable
-from numbers import Real
 
 from .ops._check import MAX_NODES, Check
 
@@ -26,13 +25,9 @@ def integer(name: str, value, low: int, high: int | None = None) -> int:
     return number
 
 
-def number(name: str, value, low: float, high: float) -> float:
+def number(name: str, value, low: float, high: float | None = None) -> float:
     """`value` as a float, if it is a number in this range; a NaN is in none."""
-    expected = f"be a number from {low:g} to {high:g}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        _fail(name, expected, value)
-    if not low <= value <= high:
-        _fail(name, expected, value, ValueError)
+    Check("generate").number(name, value, low, high)
     return float(value)
 
 

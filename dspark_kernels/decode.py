@@ -213,7 +213,7 @@ def generate(
     """
     max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     sync_every = integer("sync_every", sync_every, 1)
-    min_score = number("min_score", min_score, 0.0, 1.0)
+    min_score = number("min_score", min_score, 0, 1)
     prompts = prompts_of(target, prompts, max_new_tokens)
     stop = sorted(set(token_ids("stop", stop, 2**63)))
     if on_tokens is not None and not callable(on_tokens):

@@ -31,9 +31,9 @@ class DraftConfig:
     target_name: str = ""
     target_parameters: int = 0
     num_heads: int = 5
-    num_candidates: int = 48
+    num_candidates: int = 64
     feature_layers: list[int] = field(default_factory=list)  # indices into `hidden_states`
-    feature_size: int = 192  # hidden units which see hidden, feature layers and root together
+    feature_size: int = 128  # hidden units which see hidden, feature layers and root together
     hidden_feature: bool = True  # whether heads also read the hidden state itself
     rank: int = 128  # R of the GLM
     draft_vocab_size: int = 0  # tokens the heads may propose; 0: all

@@ -68,13 +68,11 @@ class Sampling:
         seed = column("seed", -(2**63), 2**63 - 1, torch.int64, None)
         smallest = torch.finfo(torch.float32).tiny
         return DrawTensors(
-            temperature=column(
-                "temperature", 0.0, float("inf"), torch.float32, 0, LEAST_TEMPERATURE
-            ),
+            temperature=column("temperature", 0, None, torch.float32, 0, LEAST_TEMPERATURE),
             seed=seed,
             top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
-            top_p=column("top_p", smallest, 1.0, torch.float32, 1),
-            min_p=column("min_p", 0.0, 1.0, torch.float32, 0),
+            top_p=column("top_p", smallest, 1, torch.float32, 1),
+            min_p=column("min_p", 0, 1, torch.float32, 0),
         )
 
 

@@ -112,7 +112,7 @@ def test_env(capsys):
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
         (["--device", "moon"], "device must be one that torch has here"),
-        (["--temperature", "-1"], "temperature must be a number from 0 to inf, got -1.0"),
+        (["--temperature", "-1"], "temperature must be a number >= 0, got -1.0"),
         (["   "], "prompt must hold some text"),
     ],
 )

@@ -107,6 +107,7 @@ def test_empty(batch, heads, device):
     [
         ({"hidden": torch.zeros(20)}, ValueError, r"hidden must have shape \[B, D\], got \[20\]"),
         ({"hidden": torch.zeros(2, 20).int()}, TypeError, "hidden must have dtype float32"),
+        ({"hidden": torch.zeros(2, 0)}, ValueError, "hidden must have at least one column"),
         ({"weight": torch.zeros(3, 20, 19)}, ValueError, "weight must have shape .* with D=20"),
         ({"weight": torch.zeros(3, 20, 20).half()}, TypeError, "weight must have dtype float32"),
         ({"bias": torch.zeros(2, 20)}, ValueError, "bias must have shape .* with H=3"),

@@ -147,6 +147,9 @@ def test_empty(M, columns, device):
     [
         ({"x": torch.zeros(20)}, ValueError, r"x must have shape \[M, D\], got \[20\]"),
         ({"x": torch.zeros(2, 20).int()}, TypeError, "x must have dtype float32"),
+        ({"x": torch.zeros(3, 0)}, ValueError, r"x must have at least one column, got \[3, 0\]"),
+        ({"eps": -1.0}, ValueError, r"eps must be a number >= 0, got -1\.0"),
+        ({"eps": "small"}, TypeError, "eps must be a number >= 0, got 'small'"),
         ({"weights": []}, ValueError, "weights must hold 1 to 4 tensors, got 0"),
         ({"weights": [torch.zeros(24, 19)]}, ValueError, r"weights\[0\] must .* with D=20"),
         ({"weights": [torch.zeros(24, 20).half()]}, TypeError, r"weights\[0\] must have dtype"),

@@ -361,7 +361,7 @@ def test_a_request_does_not_depend_on_its_batch(device):
         ({"paths": torch.zeros(2, 17, 3).long()}, ValueError, "at most 16 paths"),
         ({"paths": torch.zeros(2, 1, 65).long()}, ValueError, "at most 64 tokens"),
         ({"path_scores": torch.zeros(2, 2, 4)}, ValueError, "path_scores must have shape"),
-        ({"min_score": -0.1}, ValueError, "min_score must be >= 0"),
+        ({"min_score": -0.1}, ValueError, "min_score must be a number >= 0"),
     ],
 )
 def test_errors(change, error, message):

@@ -290,6 +290,7 @@ def test_outputs_require_no_gradient(device):
         ({"x": None}, TypeError, r"x must be a tensor of shape \[M, D\], got NoneType"),
         ({"x": torch.zeros(4, 32).long()}, TypeError, "x must have dtype float32 or bfloat16"),
         ({"x": torch.zeros(32)}, ValueError, r"x must have shape \[M, D\], got \[32\]"),
+        ({"x": torch.zeros(4, 0)}, ValueError, r"x must have at least one column, got \[4, 0\]"),
         ({"weight": torch.zeros(50, 31)}, ValueError, r"shape \[V, D\] with D=32, got \[50, 31\]"),
         (
             {"weight": torch.zeros(50, 32).half()},

@@ -142,6 +142,7 @@ def test_views(device):
         ({"cache_seqlens": torch.zeros(2)}, TypeError, "cache_seqlens must have dtype int32"),
         ({"cache_seqlens": torch.tensor([0, -1]).int()}, ValueError, "cache_seqlens must hold"),
         ({"block_table": torch.zeros(3, 2).int()}, ValueError, "block_table must have shape"),
+        ({"eps": float("nan")}, ValueError, "eps must be a number >= 0, got nan"),
         ({"k_norm_weight": torch.zeros(15)}, ValueError, "k_norm_weight must .* with E=16"),
         ({"rows": torch.zeros(2, 3).long()}, ValueError, r"qkv must have shape \[T, heads, E\]"),
         (

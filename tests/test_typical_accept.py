@@ -145,8 +145,8 @@ ERRORS = [
     ({"logits": torch.zeros(2, 5, VOCAB)}, ValueError, "logits must have shape"),
     ({"logits": torch.zeros(2, 6, 0)}, ValueError, "logits must have at least one column"),
     ({"temperature": torch.tensor([-1.0, 0.0])}, ValueError, "temperature must hold values"),
-    ({"epsilon": 0.0}, ValueError, "epsilon must be > 0"),
-    ({"delta": -1.0}, ValueError, "delta must be > 0"),
+    ({"epsilon": 0.0}, ValueError, "epsilon must be a number > 0"),
+    ({"delta": -1.0}, ValueError, "delta must be a number > 0"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 
 import torch
 
@@ -20,6 +21,12 @@ def _names(dtypes):
 
 def _shape(dims):
     return f"[{dims.replace(' ', ', ')}]"
+
+
+def _bound(low, high, strict=False):
+    if high is None:
+        return f"> {low}" if strict else f">= {low}"
+    return f"from {low} to {high}"
 
 
 _trusted = ContextVar("_trusted", default=False)
@@ -85,6 +92,10 @@ class Check:
                 known = "" if letter.isdigit() else f" with {letter}={expected}"
                 self.fail(name, f"have shape {_shape(dims)}{known}", list(value.shape))
 
+    def columns(self, name: str, value: torch.Tensor) -> None:
+        """Check that the last dimension is not empty."""
+        self.require(value.shape[-1] > 0, name, "have at least one column", list(value.shape))
+
     def same_dtype(self, reference: str, expected: torch.dtype, **tensors) -> None:
         """Check that every given tensor has the dtype of the argument called `reference`."""
         for name, value in tensors.items():
@@ -94,11 +105,21 @@ class Check:
 
     def integer(self, name: str, value, low: int, high: int | None = None) -> None:
         """Check that `value` is an int with low <= value <= high."""
-        bound = f">= {low}" if high is None else f"from {low} to {high}"
         if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-            self.fail(name, f"be an int {bound}", repr(value), TypeError)
+            self.fail(name, f"be an int {_bound(low, high)}", repr(value), TypeError)
         if value < low or (high is not None and value > high):
-            self.fail(name, f"be {bound}", value)
+            self.fail(name, f"be {_bound(low, high)}", value)
+
+    def number(
+        self, name: str, value, low: float, high: float | None = None, strict: bool = False
+    ) -> None:
+        """Check that `value` is a number with low <= value <= high, or low < value if `strict`."""
+        expected = f"be a number {_bound(low, high, strict)}"
+        if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat | torch.SymInt):
+            self.fail(name, expected, repr(value), TypeError)
+        above = value > low if strict else value >= low  # a NaN is neither
+        if not above or (high is not None and value > high):
+            self.fail(name, expected, value)
 
     def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
         """Check the values of a tensor on the CPU, unless they are taken on trust."""
@@ -106,8 +127,8 @@ class Check:
             return
         smallest, largest = (bound.item() for bound in torch.aminmax(value))
         if smallest < low or (high is not None and largest > high):
-            bound = f">= {low}" if high is None else f"from {low} to {high}"
-            self.fail(name, f"hold values {bound}", smallest if smallest < low else largest)
+            got = smallest if smallest < low else largest
+            self.fail(name, f"hold values {_bound(low, high)}", got)
 
     def tree(self, tree) -> None:
         """Check the tensors of a `DraftTree` that a walk down the tree reads."""

@@ -38,6 +38,7 @@ def draft_blocks(
     """
     check = Check("draft_blocks")
     check.tensor("hidden", hidden, "B D")
+    check.columns("hidden", hidden)
     check.tensor("weight", weight, "H D F" if features is not None else "H D D")
     check.tensor("bias", bias, "H D")
     check.tensor("features", features, "B F", optional=True)

@@ -50,6 +50,7 @@ def fused_linear(
     """
     check = Check("fused_linear")
     check.tensor("x", x, "M D")
+    check.columns("x", x)
     check.require(
         1 <= len(weights) <= MAX_WEIGHTS, "weights", f"hold 1 to {MAX_WEIGHTS} tensors",
         len(weights),
@@ -69,6 +70,7 @@ def fused_linear(
             check.tensor(f"biases[{i}]", biases[i], columns)
             check.same_dtype("x", x.dtype, **{f"biases[{i}]": biases[i]})
     check.tensor("norm_weight", norm_weight, "D", optional=True)
+    check.number("eps", eps, 0)
     check.sizes["width"] = sum(len(weight) for weight in weights[: 1 if gated else None])
     check.tensor("residual", residual, "M width", optional=True)
     check.same_dtype("x", x.dtype, norm_weight=norm_weight, residual=residual)

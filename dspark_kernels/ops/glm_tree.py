@@ -118,7 +118,7 @@ def glm_tree(
         given == (paths is not None), "path_scores", "be given if and only if paths is", given
     )
     check.tensor("path_scores", path_scores, "B P Q", FLOAT32, optional=True)
-    check.require(min_score >= 0, "min_score", "be >= 0", min_score)
+    check.number("min_score", min_score, 0)
     return DraftTree(
         *ops.glm_tree.default(
             ids, keys, logsumexp, gate, root, table_in, table_out, mix, depth_scale, calibration,

@@ -51,6 +51,7 @@ def linear_topk(
     """
     check = Check("linear_topk")
     check.tensor("x", x, "M D")
+    check.columns("x", x)
     check.tensor("weight", weight, "V D")
     check.integer("k", k, 1, MAX_K)
     check.require(k <= weight.shape[0], "k", f"be at most V={weight.shape[0]}", k)

@@ -81,6 +81,7 @@ def rotary_append(
     check.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
     check.tensor("q_norm_weight", q_norm_weight, "E", optional=True)
     check.tensor("k_norm_weight", k_norm_weight, "E", optional=True)
+    check.number("eps", eps, 0)
     check.same_dtype(
         "qkv", qkv.dtype, cos=cos, sin=sin, k_cache=k_cache, v_cache=v_cache,
         q_norm_weight=q_norm_weight, k_norm_weight=k_norm_weight,

@@ -40,7 +40,7 @@ def sample_logits(
     """
     check = Check("sample_logits")
     check.tensor("logits", logits, "M V")
-    check.require(logits.shape[1] > 0, "logits", "have at least one column", list(logits.shape))
+    check.columns("logits", logits)
     check.noise(temperature, seed, position, "M")
     check.tensor("top_k", top_k, "M", INT32, optional=True)
     check.values("top_k", top_k, 0)

@@ -38,7 +38,7 @@ def tree_attention(
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
         ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`. A node without any bit, its own
             included, takes no part: what is returned for it means nothing, and may cost nothing.
-        scale: of the dot products; 1 / sqrt(E) if None.
+        scale: of the dot products, > 0; 1 / sqrt(E) if None.
         block_table: int32 [B, max_blocks], the block of each run of block_size slots; entries
             outside 0 .. num_blocks - 1 are never read.
         window: a node at position p sees positions above p - window only; None for no limit.
@@ -63,8 +63,9 @@ def tree_attention(
     nodes, (heads, head_dim) = (q if rows is None else rows).shape[1], q.shape[-2:]
     check.require(1 <= nodes <= MAX_NODES, "q", f"have 1 to {MAX_NODES} nodes (N)", f"N={nodes}")
     check.require(
-        head_dim <= MAX_HEAD_DIM, "q", f"have head dimensions up to {MAX_HEAD_DIM}", head_dim
-    )
+        1 <= head_dim <= MAX_HEAD_DIM, "q", f"have head dimensions from 1 to {MAX_HEAD_DIM}",
+        head_dim,
+    )  # fmt: skip
     cache_dims = "B S Hkv E" if block_table is None else "num_blocks block_size Hkv E"
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
         check.tensor(name, cache, cache_dims, (*FLOATS, FP8))
@@ -85,13 +86,15 @@ def tree_attention(
     check.values("cache_seqlens", cache_seqlens, 0, slots - nodes)
     if window is not None:
         check.integer("window", window, 1)
-    check.require(softcap >= 0, "softcap", "be >= 0", softcap)
+    if scale is None:
+        scale = head_dim**-0.5
+    check.number("scale", scale, 0, strict=True)
+    check.number("softcap", softcap, 0)
     check.tensor("k_scale", k_scale, "Hkv", FLOAT32, optional=True)
     check.tensor("v_scale", v_scale, "Hkv", FLOAT32, optional=True)
     check.values("rows", rows, -1, len(q) - 1)
     out, lse = ops.tree_attention.default(
-        q, k_cache, v_cache, cache_seqlens, ancestors,
-        head_dim**-0.5 if scale is None else scale,
-        block_table, window or 0, softcap, k_scale, v_scale, rows,
+        q, k_cache, v_cache, cache_seqlens, ancestors, scale, block_table, window or 0, softcap,
+        k_scale, v_scale, rows,
     )  # fmt: skip
     return (out, lse) if return_lse else out

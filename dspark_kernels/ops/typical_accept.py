@@ -51,12 +51,12 @@ def typical_accept(
     check.tree(tree)
     check.tensor("target_tokens", target_tokens, "B N", INT64)
     check.tensor("logits", logits, "B N V")
-    check.require(logits.shape[2] > 0, "logits", "have at least one column", list(logits.shape))
+    check.columns("logits", logits)
     check.caches(caches, cache_seqlens, block_table)
     check.tensor("temperature", temperature, "B", FLOAT32, optional=True)
     check.values("temperature", temperature, 0)
-    check.require(epsilon > 0, "epsilon", "be > 0", epsilon)
-    check.require(delta > 0, "delta", "be > 0", delta)
+    check.number("epsilon", epsilon, 0, strict=True)
+    check.number("delta", delta, 0, strict=True)
     if max_depth is None:
         max_depth = tree.tokens.shape[1] - 1
     check.integer("max_depth", max_depth, 0)

@@ -46,13 +46,13 @@ class TrainConfig:
     seed: int = 0
     device: str = "cpu"
     # data
-    max_new_tokens: int = 160
+    max_new_tokens: int = 192
     generation_batch: int = 64
     sampled: float = 0.25  # share of prompts continued at temperature 0.8
     held_out: float = 0.03  # share of topics kept for calibration and evaluation
     # draft
     num_heads: int = 5
-    num_candidates: int = 48
+    num_candidates: int = 64
     feature_layers: tuple[int, ...] | None = None  # None: one at two thirds of the depth
     feature_size: int = 128
     hidden_feature: bool = True
