@@ -45,7 +45,6 @@ def chain_reject(
     places = draft_tokens.shape[1] + 1
     check.tensor("target_logits", target_logits, f"B {places} V")
     check.same_dtype("draft_logits", draft_logits.dtype, target_logits=target_logits)
-    vocab = target_logits.shape[2]
     check.columns("target_logits", target_logits)
     check.tensor("temperature", temperature, "B", FLOAT32)
     check.values("temperature", temperature, 1e-6)
