@@ -1,5 +1,6 @@
 """The emulator of PTX: it computes what a GPU does, and stops where a GPU would go wrong."""
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -23,7 +24,7 @@ REGISTERS = (
 names = (f"kernel_{i}" for i in itertools.count())
 
 
-def run(code, *arguments, threads=32):
+def run(code, *arguments, threads=32, blocks=1):
     """Run a function whose parameters, addresses or integers of 64 bits, are in %rd1, %rd2."""
     from ptx import device
 
@@ -31,7 +32,7 @@ def run(code, *arguments, threads=32):
     parameters = ", ".join(f".param .u64 {name}_{i}" for i in range(len(arguments)))
     loads = "".join(f"ld.param.u64 %rd{i + 1}, [{name}_{i}];" for i in range(len(arguments)))
     device.load(f"{HEADER}.entry {name}({parameters}) {{ {REGISTERS} {loads} {code} ret; }}")
-    device.launch(name, (1, 1, 1), threads, 0, arguments)
+    device.launch(name, (blocks, 1, 1), threads, 0, arguments)
 
 
 def converted(code, values, dtype):
@@ -189,6 +190,31 @@ def test_mistakes(code, threads, message):
 )
 def test_no_mistakes(code):
     run(OFFSET + code, torch.zeros(64), threads=64)
+
+
+OWN_PLACE = "mov.u32 %r1, %ctaid.x; mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd1, %rd2;"
+
+
+@pytest.mark.parametrize(
+    ("code", "threads", "message"),
+    [
+        ("st.global.u32 [%rd1], %r1;", 1, "writes what .* of another block wrote"),
+        ("st.global.u32 [%rd2], 7; ld.global.u32 %r4, [%rd1];", 1, "of another block"),
+        ("ld.global.u32 %r4, [%rd1]; bar.sync 0; st.global.u32 [%rd2], 7;", 1, "of another block"),
+        ("atom.global.add.u32 %r4, [%rd1], 1; ld.global.u32 %r4, [%rd1];", 1, "of another block"),
+        ("mov.u32 %r5, %tid.x; st.global.u32 [%rd2], %r5;", 32, "what thread .* wrote, without"),
+        ("st.global.u32 [%rd1], 7;", 32, None),  # all the same
+        ("ld.global.u32 %r4, [%rd1];", 32, None),
+        ("st.global.u32 [%rd2], 7; bar.sync 0; ld.global.u32 %r4, [%rd2];", 32, None),
+        ("atom.global.add.u32 %r4, [%rd1], 1;", 32, None),
+    ],
+)
+def test_races_in_global_memory(code, threads, message):
+    expected = contextlib.nullcontext()
+    if message is not None:
+        expected = pytest.raises(RuntimeError, match=f"race: .*{message}")
+    with expected:
+        run(OWN_PLACE + code, torch.zeros(64), threads=threads, blocks=3)
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -161,7 +161,7 @@ void Warp::step(size_t index) {
   if (places_.size() > 1) meet();
 }
 
-int64_t Warp::offset_in_shared(uint64_t address, int64_t bytes) const {
+char* Warp::shared(uint64_t address, int64_t bytes, int lane, Access access, const void* written) {
   const auto first = static_cast<uint32_t>(address);
   const auto size = static_cast<int64_t>(block_.memory().size());
   if (first + bytes > size) {
@@ -169,45 +169,46 @@ int64_t Warp::offset_in_shared(uint64_t address, int64_t bytes) const {
          " + " + std::to_string(bytes));
   }
   if (first % bytes != 0) fail("misaligned address in shared memory");
-  return first;
+  char* const at = block_.memory().data() + first;
+  const bool changes = written == nullptr || memcmp(at, written, bytes) != 0;
+  block_.touch(block_.shared_touches(), first, bytes, *this, lane, access, changes);
+  return at;
+}
+
+char* Warp::global(uint64_t address, int64_t bytes, int lane, Access access, const void* written) {
+  if (address < 4096) fail("a null pointer");
+  if (address % bytes != 0) fail("misaligned address in global memory");
+  char* const at = reinterpret_cast<char*>(address);
+  const bool changes = written == nullptr || memcmp(at, written, bytes) != 0;
+  const auto first = static_cast<int64_t>(address % GlobalTouches::kPage);
+  block_.touch(block_.global_touches().page_of(address), first, bytes, *this, lane, access,
+               changes);
+  return at;
 }
 
 const char* Warp::read_shared(uint64_t address, int64_t bytes, int lane) {
-  const int64_t first = offset_in_shared(address, bytes);
-  block_.touch(first, bytes, *this, lane, Access::kRead);
-  return block_.memory().data() + first;
+  return shared(address, bytes, lane, Access::kRead);
 }
 
 void Warp::write_shared(uint64_t address, int64_t bytes, int lane, const void* from) {
-  const int64_t first = offset_in_shared(address, bytes);
-  char* to = block_.memory().data() + first;
-  block_.touch(first, bytes, *this, lane, Access::kWrite, memcmp(to, from, bytes) != 0);
-  memcpy(to, from, bytes);
-}
-
-char* Warp::global(uint64_t address, int64_t bytes) const {
-  if (address < 4096) fail("a null pointer");
-  if (address % bytes != 0) fail("misaligned address in global memory");
-  return reinterpret_cast<char*>(address);
+  memcpy(shared(address, bytes, lane, Access::kWrite, from), from, bytes);
 }
 
 const char* Warp::read(uint64_t address, int64_t bytes, int lane) {
   const uint64_t offset = address - reinterpret_cast<uint64_t>(block_.memory().data());
   if (offset < block_.memory().size()) return read_shared(offset, bytes, lane);
-  return global(address, bytes);
+  return global(address, bytes, lane, Access::kRead);
 }
 
 void Warp::write(uint64_t address, int64_t bytes, int lane, const void* from) {
   const uint64_t offset = address - reinterpret_cast<uint64_t>(block_.memory().data());
   if (offset < block_.memory().size()) return write_shared(offset, bytes, lane, from);
-  memcpy(global(address, bytes), from, bytes);
+  memcpy(global(address, bytes, lane, Access::kWrite, from), from, bytes);
 }
 
-char* Warp::atomic(uint64_t address, int64_t bytes, int lane, bool shared) {
-  if (!shared) return global(address, bytes);
-  const int64_t first = offset_in_shared(address, bytes);
-  block_.touch(first, bytes, *this, lane, Access::kAtomic);
-  return block_.memory().data() + first;
+char* Warp::atomic(uint64_t address, int64_t bytes, int lane, bool in_shared) {
+  return in_shared ? shared(address, bytes, lane, Access::kAtomic)
+                   : global(address, bytes, lane, Access::kAtomic);
 }
 
 void Warp::arrive(size_t groups_left) {
@@ -221,45 +222,72 @@ void Warp::arrive(size_t groups_left) {
   }
 }
 
-Block::Block(const Launch& launch, Size index, std::mt19937& random)
-    : launch_(launch), index_(index), random_(random) {
+void Touched::split() {
+  for (std::vector<Touch>& touches : touches_) {
+    std::vector<Touch> bytes;
+    for (const Touch& touch : touches) bytes.insert(bytes.end(), unit_, touch);
+    touches = std::move(bytes);
+  }
+  unit_ = 1;
+}
+
+Touched& GlobalTouches::page_of(uint64_t address) {
+  const uint64_t page = address / kPage;
+  if (latest_.second == nullptr || latest_.first != page) {
+    latest_ = {page, &pages_.try_emplace(page, kPage).first->second};
+  }
+  return *latest_.second;
+}
+
+Block::Block(const Launch& launch, int64_t index, GlobalTouches& global, std::mt19937& random)
+    : launch_(launch),
+      number_(static_cast<int>(index)),
+      index_{index % launch.blocks.x, index / launch.blocks.x % launch.blocks.y,
+             index / (launch.blocks.x * launch.blocks.y)},
+      global_(global),
+      random_(random),
+      touched_(launch.function->shared_bytes + launch.dynamic_bytes) {
   const int64_t bytes = launch.function->shared_bytes + launch.dynamic_bytes;
   storage_.assign(bytes + kAlignment, kRubbish);
   const auto first = reinterpret_cast<uintptr_t>(storage_.data());
   memory_ = {storage_.data() + (kAlignment - first % kAlignment), static_cast<size_t>(bytes)};
-  touched_.resize(bytes);
   const auto warps = static_cast<int>((launch.threads.count() + kLanes - 1) / kLanes);
   warps_.reserve(warps);
   for (int i = 0; i < warps; ++i) warps_.emplace_back(*this, i);
 }
 
-void Block::touch(int64_t offset, int64_t bytes, const Warp& warp, int lane, Access access,
-                  bool changes) {
-  const int thread = warp.thread(lane);
+void Block::touch(Touched& touched, int64_t first, int64_t bytes, const Warp& warp, int lane,
+                  Access access, bool changes) {
+  const auto thread = static_cast<int16_t>(warp.thread(lane));
+  const auto own_warp = static_cast<int16_t>(warp.index());
   const auto apart = [&](const Touch& other) {  // in time
+    if (other.block != number_) return other.block == Touch::kNobody;
     return other.barrier != barrier_ || other.thread == thread ||
-           (other.warp == warp.index() && other.sync < warp.syncs());
+           (other.warp == own_warp && other.sync < warp.syncs());
   };
-  for (int64_t i = offset; i < offset + bytes; ++i) {
-    Byte& byte = touched_[i];
-    const bool meets_writer = !(access == Access::kWrite && !changes) && !apart(byte.writer);
-    const bool meets_atomic = access != Access::kAtomic && !apart(byte.atomic);
-    const bool meets_reader = access != Access::kRead && changes && !apart(byte.reader);
-    if (meets_writer || meets_atomic || meets_reader) {
-      const Touch& other = meets_writer ? byte.writer : meets_atomic ? byte.atomic : byte.reader;
+  const int unit = touched.unit(bytes);
+  std::vector<Touch>& mine = touched.made_by(access);
+  for (int64_t i = first / unit; i < (first + bytes) / unit; ++i) {
+    for (const Access other : {Access::kWrite, Access::kAtomic, Access::kRead}) {
+      const bool both_read = access == Access::kRead && other == Access::kRead;
+      const bool both_atomic = access == Access::kAtomic && other == Access::kAtomic;
+      if (both_read || both_atomic || (!changes && other != Access::kAtomic)) continue;
+      const std::vector<Touch>& theirs = touched.by(other);
+      if (theirs.empty() || apart(theirs[i])) continue;
+      std::string who = "others";
+      if (theirs[i].thread != Touch::kMany) who = "thread " + std::to_string(theirs[i].thread);
+      if (theirs[i].block != number_) who += " of another block";
       fail("race: thread " + std::to_string(thread) +
-           (access == Access::kRead ? " reads" : " writes") + " byte " + std::to_string(i) +
-           " of shared memory, which " +
-           (other.thread == Touch::kMany ? "others" : "thread " + std::to_string(other.thread)) +
-           (&other == &byte.reader ? " read" : " wrote") + " since the last barrier");
+           (access == Access::kRead ? " reads" : " writes") + " what " + who +
+           (other == Access::kRead ? " read" : " wrote") + ", without a barrier between them");
     }
-    Touch& mine = access == Access::kRead    ? byte.reader
-                  : access == Access::kWrite ? byte.writer
-                                             : byte.atomic;
-    const bool first = apart(mine);
-    mine = {first ? thread : Touch::kMany,
-            first || mine.warp == warp.index() ? warp.index() : Touch::kMany, barrier_,
-            warp.syncs()};
+    if (apart(mine[i])) {
+      mine[i] = {number_, barrier_, warp.syncs(), thread, own_warp};
+    } else {
+      const bool same_block = mine[i].block == number_, same_warp = mine[i].warp == own_warp;
+      mine[i] = {same_block ? number_ : Touch::kMany, barrier_, warp.syncs(), Touch::kMany,
+                 same_block && same_warp ? own_warp : int16_t{Touch::kMany}};
+    }
   }
 }
 
@@ -308,11 +336,8 @@ void run(const Launch& launch, uint64_t seed) {
   std::vector<int64_t> order(launch.blocks.count());
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
-  for (const int64_t i : order) {
-    const Size at{i % launch.blocks.x, i / launch.blocks.x % launch.blocks.y,
-                  i / (launch.blocks.x * launch.blocks.y)};
-    Block(launch, at, random).run();
-  }
+  GlobalTouches global;
+  for (const int64_t i : order) Block(launch, i, global, random).run();
 }
 
 }  // namespace ptx

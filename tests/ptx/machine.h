@@ -7,6 +7,7 @@
 #include <bit>
 #include <random>
 #include <span>
+#include <unordered_map>
 
 #include "program.h"
 
@@ -28,14 +29,49 @@ struct Launch {
   std::vector<char> parameters;
 };
 
-// Who touched a byte of shared memory since a barrier of the block, and one of the warp.
+// The last who touched some bytes in one way: a thread since a barrier of its block and one of its
+// warp.
 struct Touch {
-  static constexpr int kMany = -1;
-  int thread = kMany, warp = kMany;
-  int barrier = -1, sync = -1;
+  static constexpr int kNobody = -1, kMany = -2;
+  int block = kNobody, barrier = 0, sync = 0;
+  int16_t thread = kMany, warp = kMany;
 };
 
 enum class Access { kRead, kWrite, kAtomic };
+
+// Who touched a piece of memory, by words until a smaller access comes.
+class Touched {
+ public:
+  explicit Touched(int64_t bytes) : bytes_(bytes) {}
+  // Bytes that share what is known of them, for an access to so many.
+  int unit(int64_t bytes) {
+    if (bytes % unit_ != 0) split();
+    return unit_;
+  }
+  std::vector<Touch>& by(Access access) { return touches_[static_cast<int>(access)]; }
+  std::vector<Touch>& made_by(Access access) {
+    if (by(access).empty()) by(access).resize((bytes_ + unit_ - 1) / unit_);
+    return by(access);
+  }
+
+ private:
+  void split();
+
+  int64_t bytes_;
+  int unit_ = 4;
+  std::array<std::vector<Touch>, 3> touches_;  // empty: nobody
+};
+
+// Who touched global memory during a launch.
+class GlobalTouches {
+ public:
+  static constexpr int64_t kPage = 4096;
+  Touched& page_of(uint64_t address);
+
+ private:
+  std::unordered_map<uint64_t, Touched> pages_;
+  std::pair<uint64_t, Touched*> latest_{0, nullptr};
+};
 
 class Block;
 
@@ -90,8 +126,11 @@ class Warp {
     bool waits;
   };
   void step(size_t place);
-  int64_t offset_in_shared(uint64_t address, int64_t bytes) const;
-  char* global(uint64_t address, int64_t bytes) const;
+  // The memory, once the access is known to be one that a GPU makes.
+  char* shared(uint64_t address, int64_t bytes, int lane, Access access,
+               const void* written = nullptr);
+  char* global(uint64_t address, int64_t bytes, int lane, Access access,
+               const void* written = nullptr);
   size_t furthest_behind() const;
   uint32_t alive() const;
 
@@ -104,27 +143,28 @@ class Warp {
 
 class Block {
  public:
-  Block(const Launch& launch, Size index, std::mt19937& random);
+  Block(const Launch& launch, int64_t index, GlobalTouches& global, std::mt19937& random);
   void run();
 
   const Launch& launch() const { return launch_; }
   Size index() const { return index_; }
   std::span<char> memory() { return memory_; }
-  // Records that a thread touches shared memory; throws where two threads race. Those that write
-  // what is there already do not: a value held by several threads is stored by all of them.
-  void touch(int64_t offset, int64_t bytes, const Warp& warp, int lane, Access access,
-             bool changes = true);
+  // Records that a thread touches memory; throws where two threads race. Those that write what is
+  // there already do not: a value held by several threads is stored by all of them.
+  void touch(Touched& touched, int64_t first, int64_t bytes, const Warp& warp, int lane,
+             Access access, bool changes);
+  Touched& shared_touches() { return touched_; }
+  GlobalTouches& global_touches() { return global_; }
 
  private:
   const Launch& launch_;
+  int number_;  // among the launch's blocks
   Size index_;
+  GlobalTouches& global_;
   std::mt19937& random_;
   std::vector<char> storage_;
   std::span<char> memory_;
-  struct Byte {
-    Touch reader, writer, atomic;
-  };
-  std::vector<Byte> touched_;
+  Touched touched_;
   int barrier_ = 0;
   std::vector<Warp> warps_;
 };
