@@ -64,6 +64,7 @@ def nothing_is_measured(monkeypatch):
         ({"on_tokens": 5}, "on_tokens must be a function or None, got 5"),
         ({"temperature": -1.0}, "temperature must be a number >= 0, got -1.0"),
         ({"temperature": 1e-40}, "temperature must be 0 or at least 1e-06, got 1e-40"),
+        ({"temperature": True}, "temperature must be a number >= 0, got True"),
         ({"temperature": "hot"}, "temperature must be a number >= 0, got 'hot'"),
         ({"temperature": [1.0, 2.0]}, "temperature must be one number or 1"),
         ({"top_p": 1.5}, r"top_p must be a number from .* to 1, got 1\.5"),
@@ -71,6 +72,7 @@ def nothing_is_measured(monkeypatch):
         ({"top_k": 1.9}, "top_k must be an int from 0"),
         ({"min_p": 2.0}, "min_p must be a number from 0 to 1, got 2.0"),
         ({"seed": 1.5}, "seed must be an int from"),
+        ({"seed": 2**63}, "seed must be an int from"),
         ({"seed": None}, "seed must be an int from"),
     ],
 )

@@ -158,6 +158,21 @@ def test_the_target_runs_over_no_pruned_node(decoder, monkeypatch):
         assert sum(rows[1:]) == statistics.nodes < 16 * statistics.steps  # rows[0]: the prompts
 
 
+@pytest.mark.parametrize("alone", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_one_truncation_alone_leaves_the_likeliest_token(decoder, alone):
+    options = {"max_new_tokens": 20, "num_nodes": 8}
+    greedy = decoder.generate(PROMPTS, **options).tokens
+    assert decoder.generate(PROMPTS, temperature=1.5, seed=7, **options).tokens != greedy
+    assert decoder.generate(PROMPTS, temperature=1.5, seed=7, **alone, **options).tokens == greedy
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])
+def test_seeds_are_of_64_bits(decoder, seed):
+    options = {"max_new_tokens": 20, "temperature": 1.5, "seed": seed}
+    plain = decoder.generate(PROMPTS, speculative=False, **options).tokens
+    assert decoder.generate(PROMPTS, num_nodes=8, **options).tokens == plain
+
+
 def test_stop_token_inside_an_accepted_run(decoder):
     (tokens,) = decoder.generate([PROMPTS[2]], max_new_tokens=24).tokens
     for stop in set(tokens):
@@ -293,6 +308,11 @@ def test_an_unsupported_architecture_is_refused():
     model.config.model_type = "gpt2"
     with pytest.raises(ValueError, match=r"model_type must be one of llama.*, got 'gpt2'"):
         SpeculativeDecoder(model, None, None)
+
+
+def test_a_model_without_an_lm_head_is_refused():
+    with pytest.raises(ValueError, match="model must have an LM head, got a LlamaModel"):
+        SpeculativeDecoder(tiny_model().model, None, None)
 
 
 @pytest.mark.parametrize("change", ["adapter", "hook", "dtype"])

@@ -1,9 +1,13 @@
 """One small call of every op, chained like a step: for compute-sanitizer and CUDA graphs."""
 
+import inspect
+import re
+
 import pytest
 import torch
 
 import dspark_kernels as dk
+from dspark_kernels._library import NATIVE_CUDA_OPS, TRITON_OPS
 
 B, H, D, V, C, R, N, K = 2, 3, 64, 300, 8, 16, 12, 4
 HQ, HKV, E, CAPACITY = 4, 2, 32, 64
@@ -104,3 +108,52 @@ def test_cuda_graph(inputs):
     torch.cuda.synchronize()
     for output, value in zip(outputs, expected, strict=True):
         assert torch.equal(output, value)
+
+
+def wrong(name, value):
+    """(tensor in the place of `value`, what the error names) for each way it may be unusable."""
+    name = re.escape(name)
+    if not name.startswith("caches"):  # they are moved, whatever they hold
+        yield value.to(torch.complex64), name
+    yield value[None], name
+    yield value.to("meta"), ".*"  # the first tensor says where all of them are
+
+
+def wrong_arguments(function, arguments):
+    """(arguments, what the error names): one tensor is wrong, or one more than `arguments` has."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        value = arguments.get(name)
+        if isinstance(value, torch.Tensor):
+            for changed, named in wrong(name, value):
+                yield arguments | {name: changed}, named
+        elif isinstance(value, list):
+            for changed, named in wrong(f"{name}[{len(value) - 1}]", value[-1]):
+                yield arguments | {name: [*value[:-1], changed]}, named
+        elif isinstance(value, dk.DraftTree):
+            for field in ("tokens", "parents", "num_nodes"):
+                for changed, named in wrong(f"{name}.{field}", getattr(value, field)):
+                    yield arguments | {name: value._replace(**{field: changed})}, named
+        elif parameter.annotation == torch.Tensor | None:  # it may change the others' shapes
+            yield arguments | {name: torch.zeros(1, dtype=torch.complex64)}, ".*"
+
+
+def test_every_tensor_is_checked(inputs, monkeypatch):
+    """No op takes a tensor of another kind than it says, and the error names it."""
+    calls = {}
+
+    def recorded(name, function):
+        def call(*args, **options):
+            calls[name] = inspect.signature(function).bind(*args, **options).arguments
+            return function(*args, **options)
+
+        return call
+
+    functions = {name: getattr(dk, name) for name in (*NATIVE_CUDA_OPS, *TRITON_OPS)}
+    for name, function in functions.items():
+        monkeypatch.setattr(dk, name, recorded(name, function))
+    every_op(inputs)
+    assert calls.keys() == functions.keys()
+    for op, arguments in calls.items():
+        for changed, named in wrong_arguments(functions[op], arguments):
+            with pytest.raises((TypeError, ValueError), match=f"^{op}: {named} must"):
+                functions[op](**changed)

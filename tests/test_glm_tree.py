@@ -244,12 +244,15 @@ def test_no_heads_candidates_or_paths(shape, device):
     assert_same_tree(tree, DraftTree(*reference(*inputs.values())))
 
 
-def tied_inputs(nodes):
-    inputs = glm_inputs(B=2, H=4, C=6, N=nodes, V=20, P=3, Q=6)
-    inputs["keys"] = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -2.0]).expand(2, 4, 6).contiguous()
+def tied_inputs(nodes, candidates=6):
+    inputs = glm_inputs(B=2, H=4, C=candidates, N=nodes, V=20, P=3, Q=6)
+    keys = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -2.0])[:candidates]
+    inputs["keys"] = keys.expand(2, 4, candidates).contiguous()
     inputs["table_out"][:] = 0.0
     inputs["logsumexp"][:] = -math.inf
     inputs["path_scores"] = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1).repeat(2, 1, 6)
+    # in the second request the lower nodes have the lower tokens
+    inputs["paths"][1] = 19 - torch.arange(3)[:, None] - 3 * torch.arange(6)
     return inputs
 
 
@@ -261,9 +264,10 @@ def assert_exact(tree, inputs):
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("nodes", [1, 2, 31, 64, 65, 200])
-def test_backend_ties_are_exact(nodes, device):
-    inputs = tied_inputs(nodes)
+@pytest.mark.parametrize("nodes", [*range(1, 12), 31, 64, 65, 200])
+@pytest.mark.parametrize("candidates", [6, 1])
+def test_backend_ties_are_exact(candidates, nodes, device):
+    inputs = tied_inputs(nodes, candidates)
     assert_exact(public(to(inputs, device)), inputs)
 
 

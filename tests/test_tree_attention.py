@@ -373,8 +373,8 @@ def test_a_request_does_not_depend_on_the_others(device):
         ({"q": torch.zeros(2, 257, 4, 16)}, ValueError, "q must have 1 to 256 nodes"),
         ({"q": torch.zeros(2, 7, 4, 257)}, ValueError, "q must have head dimensions from 1 to 256"),
         ({"q": torch.zeros(2, 7, 4, 0)}, ValueError, "q must have head dimensions from 1 to 256"),
-        ({"scale": -1.0}, ValueError, r"scale must be a number > 0, got -1\.0"),
-        ({"scale": "x"}, TypeError, "scale must be a number > 0, got 'x'"),
+        ({"scale": float("nan")}, ValueError, "scale must be a number, got nan"),
+        ({"scale": "x"}, TypeError, "scale must be a number, got 'x'"),
         ({"softcap": float("nan")}, ValueError, "softcap must be a number >= 0, got nan"),
         ({"k_cache": torch.zeros(2, 60, 2, 8)}, ValueError, "k_cache must have shape .* E=16"),
         (

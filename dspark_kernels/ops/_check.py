@@ -1,5 +1,6 @@
 """Argument checks: an error names the op, the argument, what was expected and what came."""
 
+import math
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Real
@@ -111,10 +112,13 @@ class Check:
             self.fail(name, f"be {_bound(low, high)}", value)
 
     def number(
-        self, name: str, value, low: float, high: float | None = None, strict: bool = False
-    ) -> None:
+        self, name: str, value, low: float = -math.inf, high: float | None = None,
+        strict: bool = False,
+    ) -> None:  # fmt: skip
         """Check that `value` is a number with low <= value <= high, or low < value if `strict`."""
-        expected = f"be a number {_bound(low, high, strict)}"
+        expected = "be a number"
+        if low > -math.inf:
+            expected += f" {_bound(low, high, strict)}"
         if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat | torch.SymInt):
             self.fail(name, expected, repr(value), TypeError)
         above = value > low if strict else value >= low  # a NaN is neither

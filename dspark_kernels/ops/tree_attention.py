@@ -38,7 +38,7 @@ def tree_attention(
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
         ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`. A node without any bit, its own
             included, takes no part: what is returned for it means nothing, and may cost nothing.
-        scale: of the dot products, > 0; 1 / sqrt(E) if None.
+        scale: of the dot products; 1 / sqrt(E) if None.
         block_table: int32 [B, max_blocks], the block of each run of block_size slots; entries
             outside 0 .. num_blocks - 1 are never read.
         window: a node at position p sees positions above p - window only; None for no limit.
@@ -88,7 +88,7 @@ def tree_attention(
         check.integer("window", window, 1)
     if scale is None:
         scale = head_dim**-0.5
-    check.number("scale", scale, 0, strict=True)
+    check.number("scale", scale)
     check.number("softcap", softcap, 0)
     check.tensor("k_scale", k_scale, "Hkv", FLOAT32, optional=True)
     check.tensor("v_scale", v_scale, "Hkv", FLOAT32, optional=True)
