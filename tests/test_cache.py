@@ -87,7 +87,11 @@ def test_a_paged_cache_gives_what_a_contiguous_one_gives():
 
 @pytest.mark.parametrize(
     "table, message",
-    [([[0, 9]], "blocks below 6, got 9"), ([[1, 1]], "one block to two places")],
+    [
+        ([[0, 9]], "blocks below 6, got 9"),
+        ([[1, 1]], "one block to two places"),
+        ([[0, 0]], "two places"),
+    ],
 )
 def test_paged_errors(table, message):
     with pytest.raises(ValueError, match=message):

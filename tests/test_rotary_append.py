@@ -133,6 +133,11 @@ def test_views(device):
     [
         ({"qkv": torch.zeros(2, 3, 8)}, ValueError, "qkv must have shape"),
         ({"qkv": torch.zeros(2, 3, 8, 15)}, ValueError, "cos must have shape .* with E=15"),
+        (
+            {"qkv": torch.zeros(2, 3, 8, 15)}
+            | dict.fromkeys(("cos", "sin"), torch.zeros(2, 3, 15)),
+            ValueError, "qkv must have an even head dimension up to 512, got 15",
+        ),
         ({"qkv": torch.zeros(2, 3, 4, 16)}, ValueError, "qkv must have more than 4 heads, got 4"),
         ({"cos": torch.zeros(2, 4, 16)}, ValueError, "cos must have shape .* with N=3"),
         ({"sin": torch.zeros(2, 3, 16).half()}, TypeError, "sin must have dtype float32 like"),

@@ -25,13 +25,16 @@ CONFIGS = {
 
 
 def tiny_model(vocab_size=64, seed=0, model_type="llama", **options):
-    """A float32 model with weights large enough that its next token depends on the context."""
+    """A float32 model with weights large enough that its next token depends on the context.
+
+    Biases are not 0, and weights of norms are not 1.
+    """
     torch.manual_seed(seed)
     config = CONFIGS[model_type](vocab_size=vocab_size, **SIZES, **options)
     model = AutoModelForCausalLM.from_config(config).eval()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.25)
+    for name, parameter in model.named_parameters():
+        mean = 1.0 if name.endswith("norm.weight") else 0.0
+        torch.nn.init.normal_(parameter, mean, std=0.25)
     return model
 
 
