@@ -248,6 +248,19 @@ def test_fp8_cache(block_size, dtype, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [1, 16, 48, 256])
+def test_long_paged_prefixes(block_size, dtype, device):
+    """Blocks smaller and larger than a tile of slots, all there; then one is not."""
+    arguments = inputs(2, 5, 4, 2, 32, 700, dtype=dtype, seqlens=[690, 300], device=device)
+    arguments = paged(arguments, block_size)
+    check(arguments)
+    arguments["block_table"][0, 400 // block_size] = -1
+    arguments["block_table"][1, 0] = len(arguments["k_cache"])
+    check(arguments)
+
+
+@pytest.mark.backend
 def test_blocks_outside_the_cache_are_invisible(device):
     arguments = paged(inputs(2, 5, 2, 1, 16, 70, seqlens=[50, 60], device=device), 8)
     arguments["block_table"][0, 2] = -1

@@ -87,7 +87,7 @@ def call_fused_linear(dtype, rows, _):
 
 
 def call_tree_attention(dtype, rows, width):
-    """Contiguous, plain, with a softcap, or packed; and paged with a window, all or packed."""
+    """Contiguous, plain, with a softcap, or packed; paged, and with a window, all or packed."""
     batch, heads, group, nodes = 8, 8, 4, rows // 4
     q = empty(batch, nodes, heads * group, width)
     scales = None, None
@@ -102,9 +102,10 @@ def call_tree_attention(dtype, rows, width):
     tree_attention(q, cache, cache, *tree, 0.1, None, 0, 0.0, *scales, None)
     tree_attention(q, cache, cache, *tree, 0.1, None, 0, 30.0, *scales, None)
     tree_attention(packed[0], cache, cache, *tree, 0.1, None, 0, 0.0, *scales, packed[1])
-    paged = pages, pages, *tree, 0.1, int32s(batch, 2048), 1000, 0.0, *scales
-    tree_attention(q, *paged, None)
-    tree_attention(packed[0], *paged, packed[1])
+    for window in (0, 1000):
+        paged = pages, pages, *tree, 0.1, int32s(batch, 2048), window, 0.0, *scales
+        tree_attention(q, *paged, None)
+        tree_attention(packed[0], *paged, packed[1])
 
 
 CASES = [

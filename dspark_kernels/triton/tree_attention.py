@@ -41,6 +41,18 @@ def _depth(words_ptr, WORDS: tl.constexpr):
 
 
 @triton.jit
+def _all_there(table_ptr, first, end, num_blocks, BLOCK_SIZE: tl.constexpr):
+    """Whether the block table names a block for each of the slots first .. end - 1."""
+    AT_ONCE: tl.constexpr = 128
+    missing, last = tl.zeros((AT_ONCE,), tl.int32), tl.cdiv(end, BLOCK_SIZE)
+    for start in range(first // BLOCK_SIZE, last, AT_ONCE):
+        entry = start + tl.arange(0, AT_ONCE)
+        block = tl.load(table_ptr + entry, entry < last, other=0)
+        missing |= ((block < 0) | (block >= num_blocks)).to(tl.int32)
+    return tl.max(missing, axis=0) == 0
+
+
+@triton.jit
 def _attend(
     acc, maximum, total, q, k_ptr, v_ptr, table_ptr, slots, valid, visible, num_blocks,
     k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale, softcap,
@@ -56,9 +68,13 @@ def _attend(
     column = tl.arange(0, q.shape[1])
     block, place = tl.zeros(slots.shape, tl.int64), slots.to(tl.int64)
     if table_ptr is not None:
-        block = tl.load(table_ptr + slots // BLOCK_SIZE, valid, other=-1).to(tl.int64)
-        valid &= (block >= 0) & (block < num_blocks)
-        place = place % BLOCK_SIZE
+        entries = table_ptr + slots // BLOCK_SIZE
+        if MASKED:
+            block = tl.load(entries, valid, other=-1)
+            valid &= (block >= 0) & (block < num_blocks)
+        else:
+            block = tl.load(entries)
+        block, place = block.to(tl.int64), place % BLOCK_SIZE
     known = (column < E)[None, :]
     if MASKED:
         known &= valid[:, None]
@@ -93,7 +109,8 @@ def _tree_attention_kernel(
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     WORDS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SCALED: tl.constexpr,
-    SOFTCAP: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SOFTCAP: tl.constexpr, WHOLE: tl.constexpr, TAIL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
     kv_head = (tl.program_id(1) % KV_HEADS).to(tl.int64)
@@ -134,13 +151,20 @@ def _tree_attention_kernel(
     share = tl.cdiv(prefix_end + N - first, splits * BLOCK_N) * BLOCK_N
     first += split * share
     prefix_end = tl.minimum(first + share, prefix_end)
-    if table_ptr is None and not WINDOW and not SOFTCAP:
+    if WHOLE:
         whole_end = first + tl.maximum(prefix_end - first, 0) // BLOCK_N * BLOCK_N
+        if table_ptr is not None:
+            whole_end = tl.where(
+                _all_there(table_ptr, first, whole_end, num_blocks, BLOCK_SIZE), whole_end, first
+            )
         place, slots = first.to(tl.int64), tl.arange(0, BLOCK_N)  # their offsets are constant
         for _ in range(first, whole_end, BLOCK_N):
+            entries, inside_block = table_ptr, place
+            if table_ptr is not None:
+                entries, inside_block = table_ptr + place // BLOCK_SIZE, place % BLOCK_SIZE
             acc, maximum, total = _attend(
-                acc, maximum, total, q, k_ptr + place * k_stride_slot,
-                v_ptr + place * v_stride_slot, table_ptr, slots, None, None, num_blocks,
+                acc, maximum, total, q, k_ptr + inside_block * k_stride_slot,
+                v_ptr + inside_block * v_stride_slot, entries, slots, None, None, num_blocks,
                 k_stride_block, k_stride_slot, v_stride_block, v_stride_slot, scale, softcap,
                 BLOCK_SIZE, E, SCALED, SOFTCAP, False,
             )  # fmt: skip
@@ -267,6 +291,7 @@ def tree_attention(
         parts_lse = q.new_empty(splits, *lse.shape, dtype=torch.float32)
     block_e = max(16, triton.next_power_of_2(head_dim))
     options = chosen.options()
+    sizes = chosen.blocks["BLOCK_N"], 1 if block_table is None else block_size
     if block_table is not None:  # a cache tile waits for its block ids: twice the distance
         options["num_stages"] = 2 * chosen.num_stages - 1
     with torch.cuda.device_of(q):
@@ -279,6 +304,7 @@ def tree_attention(
             WORDS=ancestors.shape[2], BLOCK_SIZE=1 if block_table is None else block_size,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
             SCALED=softcap > 0 or k_scale is not None or scale <= 0,
+            WHOLE=not window and softcap == 0 and max(sizes) % min(sizes) == 0,
             TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
             **options,
         )  # fmt: skip
