@@ -11,7 +11,8 @@ from dspark_kernels.reference.tree_attention import unpack_ancestors
 
 from .common import Case, compiled, installed
 
-YARDSTICKS = ONE_TOKEN, OURS_ONE_TOKEN = "SDPA, one token", "ours, one token"  # no alternatives
+ONE_TOKEN, OURS_ONE_TOKEN, OURS_PAGED = "SDPA, one token", "ours, one token", "ours, blocks of 16"
+YARDSTICKS = ONE_TOKEN, OURS_ONE_TOKEN, OURS_PAGED  # no alternatives
 CPU = (  # B, N, S, Hq, Hkv, E
     (1, 32, 4096, 9, 3, 64),
     (1, 32, 16384, 9, 3, 64),
@@ -92,6 +93,21 @@ def one_node(seqlens):
     return call
 
 
+def in_blocks(seqlens, words, prefix, size=16):
+    """Ours over the same cache as blocks, those of the prefix, a multiple of `size`, shuffled."""
+    batch, nodes = words.shape[:2]
+    blocks = (prefix + nodes) // size
+    table = torch.arange(batch * blocks, dtype=torch.int32).view(batch, blocks)
+    table[:, : prefix // size] = table[:, torch.randperm(prefix // size)]
+    table = table.to(words.device)
+
+    def call(q, k, v):
+        k, v = (cache.view(-1, size, *cache.shape[2:]) for cache in (k, v))
+        return dspark_kernels.tree_attention(q, k, v, seqlens, words, block_table=table)
+
+    return call
+
+
 def cases(device, dtype):
     for B, N, S, Hq, Hkv, E in GPU if device == "cuda" else CPU:
         words = tree_words(B, N, device)
@@ -116,6 +132,7 @@ def cases(device, dtype):
         others = {"FlexAttention compiled": flex(related, S)}
         if device == "cuda":
             others |= {ONE_TOKEN: decode_attention(S), OURS_ONE_TOKEN: one_node(seqlens)}
+            others[OURS_PAGED] = in_blocks(seqlens, words, S)
         if B == 1 and installed("flashinfer", device):
             others["FlashInfer, custom mask"] = flashinfer_attention(visible[0, 0])
 
