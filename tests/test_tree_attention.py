@@ -231,8 +231,19 @@ def test_variants(variant, block_size, dtype, device):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("window", [2, 40, 500])
-def test_window_over_many_slots(window, device):
-    check(inputs(2, 6, 2, 1, 16, 260, seqlens=[254, 77], device=device) | {"window": window})
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_window_over_many_slots(block_size, window, device):
+    """What no node sees any more may hold anything, or have no block."""
+    seqlens = [600, 77]
+    arguments = inputs(2, 6, 2, 1, 16, 610, seqlens=seqlens, device=device) | {"window": window}
+    gone = [max(seqlen - window + 1, 0) for seqlen in seqlens]
+    for request, slots in enumerate(gone):
+        arguments["k_cache"][request, :slots] = arguments["v_cache"][request, :slots] = math.nan
+    if block_size is not None:
+        arguments = paged(arguments, block_size)
+        for request, slots in enumerate(gone):
+            arguments["block_table"][request, : slots // block_size] = -1
+    check(arguments)
 
 
 @pytest.mark.backend

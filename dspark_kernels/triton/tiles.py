@@ -137,7 +137,7 @@ TILES = {
     ],
     ("tree_attention", "half", 100): [
         ((ANY, 128), {"BLOCK_M": 128, "BLOCK_N": 32}, 4, 4, 1),
-        ((ANY, 256), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
+        ((ANY, 256), {"BLOCK_M": 128, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "fp8", 80): [
         ((ANY, 128), {"BLOCK_M": 64, "BLOCK_N": 32}, 4, 3, 2),

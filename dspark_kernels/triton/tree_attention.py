@@ -304,7 +304,7 @@ def tree_attention(
             WORDS=ancestors.shape[2], BLOCK_SIZE=1 if block_table is None else block_size,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
             SCALED=softcap > 0 or k_scale is not None or scale <= 0,
-            WHOLE=not window and softcap == 0 and max(sizes) % min(sizes) == 0,
+            WHOLE=not window and max(sizes) % min(sizes) == 0,
             TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
             **options,
         )  # fmt: skip
