@@ -118,6 +118,8 @@ def test_views_and_unused_memory(dtype, device):
     ]
     arguments["norm_weight"] = arguments["norm_weight"].repeat_interleave(2)[::2]
     check(arguments)
+    arguments["x"] = arguments["x"].repeat_interleave(2, dim=1)[:, ::2]
+    check(arguments)
 
 
 @pytest.mark.backend
