@@ -131,8 +131,11 @@ def cases(device, dtype):
 
         others = {"FlexAttention compiled": flex(related, S)}
         if device == "cuda":
-            others |= {ONE_TOKEN: decode_attention(S), OURS_ONE_TOKEN: one_node(seqlens)}
-            others[OURS_PAGED] = in_blocks(seqlens, words, S)
+            others |= {
+                ONE_TOKEN: decode_attention(S),
+                OURS_ONE_TOKEN: one_node(seqlens),
+                OURS_PAGED: in_blocks(seqlens, words, S),
+            }
         if B == 1 and installed("flashinfer", device):
             others["FlashInfer, custom mask"] = flashinfer_attention(visible[0, 0])
 

@@ -1,6 +1,5 @@
 """The emulator of PTX: it computes what a GPU does, and stops where a GPU would go wrong."""
 
-import contextlib
 import itertools
 import os
 import subprocess
@@ -149,6 +148,7 @@ def test_matrix_product():
 
 
 OFFSET = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.u32 %r3, memory; add.u32 %r3, %r3, %r2;"
+BLOCK = "mov.u32 %r5, %ctaid.x; mul.wide.u32 %rd4, %r5, 4; add.s64 %rd4, %rd1, %rd4;"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,13 @@ OFFSET = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.u32 %r3, memory; add.u32
         ("st.shared.u32 [memory], %r1;", 32, "race"),
         ("ld.shared.u32 %r4, [memory]; st.shared.u32 [%r3], %r1;", 64, "race"),
         ("atom.shared.add.u32 %r4, [memory], 1; ld.shared.u32 %r4, [memory];", 64, "race"),
+        ("st.global.u32 [%rd1], %r5;", 1, "race: .* writes what .* of another block wrote"),
+        ("st.global.u32 [%rd4], 7; ld.global.u32 %r4, [%rd1];", 1, "race: .* of another block"),
+        ("ld.global.u32 %r4, [%rd1]; bar.sync 0; st.global.u32 [%rd4], 7;", 1,
+         "race: .* of another block"),
+        ("atom.global.add.u32 %r4, [%rd1], 1; ld.global.u32 %r4, [%rd1];", 1,
+         "race: .* of another block"),
+        ("st.global.u32 [%rd4], %r1;", 32, "race: .* what thread .* wrote, without"),
         ("setp.lt.u32 %p1, %r1, 9; @%p1 bar.sync 0;", 32, "some of a warp's lanes only"),
         ("setp.lt.u32 %p1, %r1, 9; @%p1 bra L; bar.sync 0; bra.uni E; L: bar.sync 0; E:", 32,
          "wait for each other"),
@@ -175,7 +182,7 @@ OFFSET = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.u32 %r3, memory; add.u32
 )  # fmt: skip
 def test_mistakes(code, threads, message):
     with pytest.raises(RuntimeError, match=message):
-        run(OFFSET + code, torch.zeros(64), threads=threads)
+        run(OFFSET + BLOCK + code, torch.zeros(64), threads=threads, blocks=3)
 
 
 @pytest.mark.parametrize(
@@ -186,35 +193,14 @@ def test_mistakes(code, threads, message):
         "atom.shared.add.u32 %r4, [memory], 1;",
         "st.shared.u32 [%r3], %r1; bar.warp.sync -1; xor.b32 %r3, %r3, 4; ld.shared.u32 %r4,[%r3];",
         "setp.lt.u32 %p1, %r1, 9; @%p1 bra L; add.u32 %r4, %r4, 1; L: bar.sync 0;",
+        "st.global.u32 [%rd1], 7;",
+        "ld.global.u32 %r4, [%rd1];",
+        "st.global.u32 [%rd4], 7; bar.sync 0; ld.global.u32 %r4, [%rd4];",
+        "atom.global.add.u32 %r4, [%rd1], 1;",
     ],
 )
 def test_no_mistakes(code):
-    run(OFFSET + code, torch.zeros(64), threads=64)
-
-
-OWN_PLACE = "mov.u32 %r1, %ctaid.x; mul.wide.u32 %rd2, %r1, 4; add.s64 %rd2, %rd1, %rd2;"
-
-
-@pytest.mark.parametrize(
-    ("code", "threads", "message"),
-    [
-        ("st.global.u32 [%rd1], %r1;", 1, "writes what .* of another block wrote"),
-        ("st.global.u32 [%rd2], 7; ld.global.u32 %r4, [%rd1];", 1, "of another block"),
-        ("ld.global.u32 %r4, [%rd1]; bar.sync 0; st.global.u32 [%rd2], 7;", 1, "of another block"),
-        ("atom.global.add.u32 %r4, [%rd1], 1; ld.global.u32 %r4, [%rd1];", 1, "of another block"),
-        ("mov.u32 %r5, %tid.x; st.global.u32 [%rd2], %r5;", 32, "what thread .* wrote, without"),
-        ("st.global.u32 [%rd1], 7;", 32, None),  # all the same
-        ("ld.global.u32 %r4, [%rd1];", 32, None),
-        ("st.global.u32 [%rd2], 7; bar.sync 0; ld.global.u32 %r4, [%rd2];", 32, None),
-        ("atom.global.add.u32 %r4, [%rd1], 1;", 32, None),
-    ],
-)
-def test_races_in_global_memory(code, threads, message):
-    expected = contextlib.nullcontext()
-    if message is not None:
-        expected = pytest.raises(RuntimeError, match=f"race: .*{message}")
-    with expected:
-        run(OWN_PLACE + code, torch.zeros(64), threads=threads, blocks=3)
+    run(OFFSET + BLOCK + code, torch.zeros(64), threads=64, blocks=3)
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -14,6 +14,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT32 = (torch.float32,)
 INT32 = (torch.int32,)
 INT64 = (torch.int64,)
+NUMBERS = (Real, torch.SymFloat, torch.SymInt)
 
 
 def _names(dtypes):
@@ -25,6 +26,7 @@ def _shape(dims):
 
 
 def _bound(low, high, strict=False):
+    low, high = (f"{x:g}" if isinstance(x, float) else x for x in (low, high))
     if high is None:
         return f"> {low}" if strict else f">= {low}"
     return f"from {low} to {high}"
@@ -116,14 +118,13 @@ class Check:
         strict: bool = False,
     ) -> None:  # fmt: skip
         """Check that `value` is a number with low <= value <= high, or low < value if `strict`."""
-        expected = "be a number"
-        if low > -math.inf:
-            expected += f" {_bound(low, high, strict)}"
-        if isinstance(value, bool) or not isinstance(value, Real | torch.SymFloat | torch.SymInt):
-            self.fail(name, expected, repr(value), TypeError)
-        above = value > low if strict else value >= low  # a NaN is neither
-        if not above or (high is not None and value > high):
-            self.fail(name, expected, value)
+        is_number = isinstance(value, NUMBERS) and not isinstance(value, bool)
+        above = is_number and (value > low if strict else value >= low)  # a NaN is neither
+        if above and (high is None or value <= high):
+            return
+        bound = "" if low == -math.inf else f" {_bound(low, high, strict)}"
+        got, error = (value, ValueError) if is_number else (repr(value), TypeError)
+        self.fail(name, f"be a number{bound}", got, error)
 
     def values(self, name: str, value: torch.Tensor, low, high=None) -> None:
         """Check the values of a tensor on the CPU, unless they are taken on trust."""

@@ -51,12 +51,12 @@ class TrainConfig:
     sampled: float = 0.25  # share of prompts continued at temperature 0.8
     held_out: float = 0.03  # share of topics kept for calibration and evaluation
     # draft
-    num_heads: int = 5
-    num_candidates: int = 64
+    num_heads: int = DraftConfig.num_heads
+    num_candidates: int = DraftConfig.num_candidates
     feature_layers: tuple[int, ...] | None = None  # None: one at two thirds of the depth
-    feature_size: int = 128
-    hidden_feature: bool = True
-    rank: int = 128
+    feature_size: int = DraftConfig.feature_size
+    hidden_feature: bool = DraftConfig.hidden_feature
+    rank: int = DraftConfig.rank
     draft_vocab_size: int = 12288  # at most the target's vocabulary
     # optimisation
     learning_rate: float = 2e-3

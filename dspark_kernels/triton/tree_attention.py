@@ -154,9 +154,8 @@ def _tree_attention_kernel(
     if WHOLE:
         whole_end = first + tl.maximum(prefix_end - first, 0) // BLOCK_N * BLOCK_N
         if table_ptr is not None:
-            whole_end = tl.where(
-                _all_there(table_ptr, first, whole_end, num_blocks, BLOCK_SIZE), whole_end, first
-            )
+            there = _all_there(table_ptr, first, whole_end, num_blocks, BLOCK_SIZE)
+            whole_end = tl.where(there, whole_end, first)
         place, slots = first.to(tl.int64), tl.arange(0, BLOCK_N)  # their offsets are constant
         for _ in range(first, whole_end, BLOCK_N):
             entries, inside_block = table_ptr, place
@@ -273,7 +272,7 @@ def tree_attention(
     )
     (batch, nodes), (heads, head_dim) = ancestors.shape[:2], q.shape[-2:]
     blocks, block_size, kv_heads, _ = k_cache.shape
-    max_blocks = 1 if block_table is None else block_table.shape[1]
+    max_blocks, page = (1, 1) if block_table is None else (block_table.shape[1], block_size)
     group = heads // kv_heads
     device = device_of(q)
     dtype = q.dtype if q.dtype == torch.float32 else k_cache.dtype  # float32 on the plain cores
@@ -291,7 +290,7 @@ def tree_attention(
         parts_lse = q.new_empty(splits, *lse.shape, dtype=torch.float32)
     block_e = max(16, triton.next_power_of_2(head_dim))
     options = chosen.options()
-    sizes = chosen.blocks["BLOCK_N"], 1 if block_table is None else block_size
+    sizes = chosen.blocks["BLOCK_N"], page
     if block_table is not None:  # a cache tile waits for its block ids: twice the distance
         options["num_stages"] = 2 * chosen.num_stages - 1
     with torch.cuda.device_of(q):
@@ -301,7 +300,7 @@ def tree_attention(
             max_blocks * block_size, blocks, window, 0 if q.dim() == 3 else q.stride(0),
             *q.stride()[-3:-1], *k_cache.stride()[:3], *v_cache.stride()[:3],
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
-            WORDS=ancestors.shape[2], BLOCK_SIZE=1 if block_table is None else block_size,
+            WORDS=ancestors.shape[2], BLOCK_SIZE=page,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
             SCALED=softcap > 0 or k_scale is not None or scale <= 0,
             WHOLE=not window and max(sizes) % min(sizes) == 0,

@@ -246,8 +246,8 @@ Block::Block(const Launch& launch, int64_t index, GlobalTouches& global, std::mt
              index / (launch.blocks.x * launch.blocks.y)},
       global_(global),
       random_(random),
-      touched_(launch.function->shared_bytes + launch.dynamic_bytes) {
-  const int64_t bytes = launch.function->shared_bytes + launch.dynamic_bytes;
+      touched_(launch.shared_bytes()) {
+  const int64_t bytes = launch.shared_bytes();
   storage_.assign(bytes + kAlignment, kRubbish);
   const auto first = reinterpret_cast<uintptr_t>(storage_.data());
   memory_ = {storage_.data() + (kAlignment - first % kAlignment), static_cast<size_t>(bytes)};
@@ -269,9 +269,8 @@ void Block::touch(Touched& touched, int64_t first, int64_t bytes, const Warp& wa
   std::vector<Touch>& mine = touched.made_by(access);
   for (int64_t i = first / unit; i < (first + bytes) / unit; ++i) {
     for (const Access other : {Access::kWrite, Access::kAtomic, Access::kRead}) {
-      const bool both_read = access == Access::kRead && other == Access::kRead;
-      const bool both_atomic = access == Access::kAtomic && other == Access::kAtomic;
-      if (both_read || both_atomic || (!changes && other != Access::kAtomic)) continue;
+      const bool alike = access == other && access != Access::kWrite;  // both read, or are atomic
+      if (alike || (!changes && other != Access::kAtomic)) continue;
       const std::vector<Touch>& theirs = touched.by(other);
       if (theirs.empty() || apart(theirs[i])) continue;
       std::string who = "others";

@@ -27,6 +27,7 @@ struct Launch {
   Size blocks, threads;
   int64_t dynamic_bytes;
   std::vector<char> parameters;
+  int64_t shared_bytes() const { return function->shared_bytes + dynamic_bytes; }
 };
 
 // The last who touched some bytes in one way: a thread since a barrier of its block and one of its

@@ -79,7 +79,7 @@ const char* ptx_launch(const char* name, const int64_t blocks[3], int64_t thread
                        {threads, 1, 1},
                        dynamic_bytes,
                        std::vector<char>(function.parameter_bytes)};
-    if (function.shared_bytes + dynamic_bytes > kSharedLimit) {
+    if (launch.shared_bytes() > kSharedLimit) {
       throw std::runtime_error(function.name + ": more shared memory than there is");
     }
     for (size_t i = 0; i < function.parameters.size(); ++i) {
