@@ -68,6 +68,8 @@ DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
 #endif
 }
 
+DSPARK_FORCE_INLINE int lowest_bit(uint32_t bits) { return count_bits(~bits & (bits - 1)); }
+
 // The first `left` of kWidth numbers, zeros for the others.
 template <class G, typename T>
 DSPARK_HOST_DEVICE typename G::Vector load_some(const T* from, int left) {

@@ -14,9 +14,11 @@ struct TreeScratch {
   int parent[kMaxNodes], depth[kMaxNodes];
   int row[kMaxNodes];    // of the last level's nodes: the parent's place in the level above
                          // at the end: the bits of all scores, best first
-  int moved[kMaxNodes];  // where a node goes when others are dropped; -1 if it is dropped
+  int moved[kMaxNodes];  // at the end: the nodes' places, best first
   int child[kMaxNodes];  // the children that stay
   uint64_t order[kMaxNodes];
+  int taken[kMaxNodes / 32];  // which nodes stay, a bit each
+  int lowest;                 // the bits of the lowest score of a node
   SelectScratch select;
   int path_node[kMaxPaths];         // each path's place in the last level, or -1
   int path_child[kMaxPaths];        // the child that stands for each path's next token, or -1
@@ -33,7 +35,14 @@ struct Level {
   int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
   int pitch, extra;
   const int64_t *ids, *paths;  // [C] of the head; [P] next tokens
+  uint32_t inverse;            // of pitch, times 2³² and rounded up
 };
+
+// The node under which a candidate is: child / pitch.
+template <class G>
+DSPARK_FORCE_INLINE int row_of(const Level& level, int child) {
+  return static_cast<int>(uint64_t{static_cast<uint32_t>(child)} * level.inverse >> 32);
+}
 
 template <class G>
 DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
@@ -42,12 +51,19 @@ DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
 
 template <class G>
 DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
-  return child < level.extra ? level.ids[child % level.pitch] : level.paths[child - level.extra];
+  return child < level.extra ? level.ids[child - row_of<G>(level, child) * level.pitch]
+                             : level.paths[child - level.extra];
 }
 
 template <class G>
 DSPARK_HOST_DEVICE int child_parent(const Level& level, const TreeScratch& s, int child) {
-  return child < level.extra ? child / level.pitch : s.path_node[child - level.extra];
+  return child < level.extra ? row_of<G>(level, child) : s.path_node[child - level.extra];
+}
+
+// By which the children that stay are appended: the higher score first.
+template <class G>
+DSPARK_HOST_DEVICE uint32_t child_order(const Level&, float score, int) {
+  return ~G::float_bits(score);
 }
 
 // Digit `place` of a score, of three; higher scores have lower digits.

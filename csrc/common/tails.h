@@ -43,6 +43,12 @@ DSPARK_HOST_DEVICE int child_parent(const Tails& tails, const TreeScratch& s, in
   return child % tails.length == 0 ? s.path_node[child / tails.length] : tails.order[child - 1];
 }
 
+// By (depth, order).
+template <class G>
+DSPARK_HOST_DEVICE uint32_t child_order(const Tails& tails, float, int child) {
+  return static_cast<uint32_t>(child % tails.length << kDigitBits | tails.order[child]);
+}
+
 // s.apart[q][p], q <= p: how many levels below the heads paths q and p are one; p alone: until it
 // ends.
 template <class G>
@@ -126,12 +132,6 @@ template <class G>
 DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, int stay, const GlmWorkspace& work,
                                      TreeScratch& s) {
   const int count = s.children;
-  for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = s.child[i];
-    const uint64_t place = child % tails.length << kDigitBits | tails.order[child];
-    s.order[i] = place << 32 | static_cast<uint32_t>(child);
-  }
-  g.sync();
   sort(
       g, s.order, count, [](uint64_t a, uint64_t b) { return a < b; },
       [&](int place, uint64_t value) { s.child[place] = static_cast<int>(value & INT32_MAX); });
@@ -146,7 +146,7 @@ DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, int stay, const G
   g.sync();
   for (int i = g.lane(); i < count; i += g.size()) {
     const int child = s.child[i], p = child / tails.length, j = child % tails.length;
-    s.parent[stay + i] = j == 0 ? s.moved[tails.start + s.path_node[p]]
+    s.parent[stay + i] = j == 0 ? place_of(s, tails.start + s.path_node[p])
                                 : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
   }
   g.sync();

@@ -20,43 +20,42 @@ struct GlmOutputs {  // of one request
   int32_t* num_nodes;
 };
 
-// Appends the children that stay, sorted, as the new last level.
+// Appends the children that stay, sorted, as the new last level; returns how many nodes there are.
 template <class G>
-DSPARK_HOST_DEVICE void append_children(G& g, const GlmShape& shape, const Level& level, int stay,
-                                        const float* scores, TreeScratch& s) {
+DSPARK_HOST_DEVICE int append_children(G& g, const GlmShape& shape, const Level& level, int stay,
+                                       const float* scores, TreeScratch& s) {
   const int count = s.children;
-  for (int i = g.lane(); i < count; i += g.size()) {
-    const uint64_t descending = ~G::float_bits(scores[s.child[i]]);
-    s.order[i] = descending << 32 | static_cast<uint32_t>(s.child[i]);
-  }
-  g.sync();
   sort(
       g, s.order, count,
       [&](uint64_t a, uint64_t b) {
-        if (a >> 32 != b >> 32) return a < b;
+        if (a >> 32 != b >> 32 || a == b) return a < b;
         const int one = static_cast<int>(a & INT32_MAX), other = static_cast<int>(b & INT32_MAX);
         const int64_t token = child_token<G>(level, one), right = child_token<G>(level, other);
         if (token != right) return token < right;
         return child_parent<G>(level, s, one) < child_parent<G>(level, s, other);
       },
-      [&](int place, uint64_t value) { s.child[place] = static_cast<int>(value & INT32_MAX); });
-  for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = s.child[i], node = stay + i, f = child_parent<G>(level, s, child);
-    s.token[node] = child_token<G>(level, child);
-    s.score[node] = scores[child];
-    s.depth[node] = level.depth + 1;
-    s.parent[node] = s.moved[level.start + f];
-    s.row[node] = f;
-  }
-  g.sync();
-  for (int p = g.lane(); p < shape.paths; p += g.size()) {
-    int place = -1;
-    for (int i = 0; i < count && s.path_child[p] >= 0; ++i) {
-      if (s.child[i] == s.path_child[p]) place = i;
+      [&](int place, uint64_t value) {
+        const int child = static_cast<int>(value & INT32_MAX), node = stay + place;
+        const int f = child_parent<G>(level, s, child);
+        s.child[place] = child;
+        s.token[node] = child_token<G>(level, child);
+        s.score[node] = scores[child];
+        s.depth[node] = level.depth + 1;
+        s.parent[node] = place_of(s, level.start + f);
+        s.row[node] = f;
+        g.lower(&s.lowest, static_cast<int>(G::float_bits(scores[child])));
+      });
+  if (shape.paths > 0) {
+    for (int p = g.lane(); p < shape.paths; p += g.size()) {
+      int place = -1;
+      for (int i = 0; i < count && s.path_child[p] >= 0; ++i) {
+        if (s.child[i] == s.path_child[p]) place = i;
+      }
+      s.path_node[p] = place;
     }
-    s.path_node[p] = place;
+    g.sync();
   }
-  g.sync();
+  return stay + count;
 }
 
 // Puts the nodes' places, best first, into s.moved; returns how many stay: those which score at
@@ -128,24 +127,25 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
     s.score[0] = 1;
     s.parent[0] = -1;
     s.depth[0] = s.row[0] = 0;
+    s.lowest = static_cast<int>(G::float_bits(1.0f));
   }
   for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
   g.sync();
 
+  const auto inverse = pitch > 0 ? static_cast<uint32_t>((uint64_t{1} << 32) / pitch + 1) : 0;
   int depth = 0, start = 0, kept = 1;
   for (; depth < shape.heads && start < kept; ++depth) {
     const bool has_paths = depth < shape.path_length;
     const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
     const int64_t* ids = in.ids + depth * shape.candidates;
-    const Level level{depth, start, expanded, pitch, expanded * pitch, ids, s.path_token};
+    const Level level{depth, start, expanded, pitch, expanded * pitch, ids, s.path_token, inverse};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
     if (has_paths) {
       add_path_children(g, here, level, in.paths + depth, in.path_scores + depth, work.scores, s);
     }
     start = keep_best(g, here, level, kept, level.extra + here.paths, work, s);
-    kept = start + s.children;
-    append_children(g, here, level, start, work.scores, s);
+    kept = append_children(g, here, level, start, work.scores, s);
   }
   kept = add_tails(g, shape, in.paths, in.path_scores, depth, start, kept, work, s);
   write_tree(g, shape, kept, s, out);

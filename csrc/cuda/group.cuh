@@ -92,11 +92,15 @@ class BlockGroup : public Vector4Lanes {
     return warp().sum(lane < kWarps ? partials[lane] : T{});
   }
   __device__ int scan(int value, int* total) {
-    const int before = warp().scan(value), lane = threadIdx.x % 32;
-    const int* partials = exchange(warp().max(before + value));
-    const int of_warp = lane < kWarps ? partials[lane] : 0;
-    *total = warp().sum(of_warp);
-    return before + warp().sum(lane < static_cast<int>(threadIdx.x) / 32 ? of_warp : 0);
+    int before = warp().scan(value);
+    const int* partials = exchange(before + value, 31);
+    *total = 0;
+    DSPARK_UNROLL
+    for (int i = 0; i < kWarps; ++i) {  // shuffles would take longer
+      if (i == static_cast<int>(threadIdx.x) / 32) before += *total;
+      *total += partials[i];
+    }
+    return before;
   }
   __device__ bool contains(const int64_t* values, int count, int64_t wanted) const {
     return Vector4Lanes::contains(values, count, kThreads, wanted);
@@ -147,14 +151,14 @@ class BlockGroup : public Vector4Lanes {
 
   __device__ LaneTeam<32> warp() const { return {lane() / 32, kWarps}; }
 
-  // Every warp's value. Two buffers take turns: one is written again only after the barrier of the
-  // next exchange, which no thread passes before it has read here.
+  // The value of one lane of every warp. Two buffers take turns: one is written again only after
+  // the barrier of the next exchange, which no thread passes before it has read here.
   template <typename T>
-  __device__ const T* exchange(T value) {
+  __device__ const T* exchange(T value, int lane = 0) {
     static_assert(sizeof(T) <= sizeof(int64_t));
     T* partials = reinterpret_cast<T*>(scratch_.partial[turn_]);
     turn_ ^= 1;
-    if (threadIdx.x % 32 == 0) partials[threadIdx.x / 32] = value;
+    if (static_cast<int>(threadIdx.x) % 32 == lane) partials[threadIdx.x / 32] = value;
     __syncthreads();
     return partials;
   }
