@@ -1,18 +1,10 @@
-// The scores of the gated linear recurrence for one level of the tree, see ops/glm_tree.py. Its
-// matrices are as in product.h.
+// The scores of the gated linear recurrence for one level of the tree, see ops/glm_tree.py.
 
 #pragma once
 
-#include "common/product.h"
+#include "common/glm_layout.h"
 
 namespace dspark {
-
-struct GlmShape {
-  int heads, candidates, rank, nodes, paths, path_length;
-  int64_t vocab, table_in_stride, table_out_stride;
-  float min_score;
-  bool matrix_unit = false;  // the group's serves the product with mix, see G::kMatrixUnit
-};
 
 template <typename T>
 struct GlmInputs {                // of one request
@@ -29,108 +21,109 @@ struct GlmInputs {                // of one request
   const float* path_scores;       // [P, Q]
 };
 
-constexpr int kRawPad = 8;  // so that the rows start in different memory banks
-
-// Memory of one request outside the scratch struct, as small as the liveness of its parts allows:
-// it has to fit into a cache, or into shared memory.
-struct GlmWorkspace {
-  float* mix;       // [Rp][2 Rp], transposed; the columns of b start at Rp; none for a matrix unit
-  float* rows_out;  // [Rp][Cp], transposed rows of table_out
-  float* rows_in;   // [F][Rp] rows of table_in, then the scaled states
-  float* gates;     // [F][2 Rp]
-  int *items,
-      *spare;  // what is selected from, nodes and children: in the place of rows_in and gates
-  float *even, *odd;  // [F][Rp] states of this level and of the one above
-  float* keys;        // [Cp] of the level, -inf where a candidate is skipped
-  float* scores;      // [F][Cp] of the children, and one per path after them
-
-  static DSPARK_FORCE_INLINE constexpr int64_t mix_floats(const GlmShape& s) {
-    return s.matrix_unit ? 0 : int64_t{2} * padded(s.rank) * padded(s.rank);
-  }
-  static DSPARK_FORCE_INLINE constexpr int64_t children(const GlmShape& s) {
-    const int candidates = s.candidates > 0 ? padded(s.candidates) : kPitch;  // or as many paths
-    return int64_t{padded(s.nodes)} * candidates + kPitch;
-  }
-  static DSPARK_FORCE_INLINE constexpr int64_t shared_floats(const GlmShape& s) {
-    const int64_t rows = int64_t{3} * padded(s.nodes) * padded(s.rank);
-    const int64_t lists = 2 * (padded(s.nodes) + children(s));
-    return rows > lists ? rows : lists;
-  }
-
-  static DSPARK_FORCE_INLINE constexpr int64_t bytes(const GlmShape& s) {
-    const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
-    return 4 * (mix_floats(s) + rank * candidates + shared_floats(s) + 2 * nodes * rank +
-                candidates + children(s));
-  }
-
-  DSPARK_FORCE_INLINE GlmWorkspace(const GlmShape& s, char* memory) {
-    const int64_t rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
-    mix = reinterpret_cast<float*>(memory);
-    rows_out = mix + mix_floats(s);
-    rows_in = rows_out + rank * candidates;
-    gates = rows_in + nodes * rank;
-    items = reinterpret_cast<int*>(rows_in);
-    spare = items + nodes + children(s);
-    even = rows_in + shared_floats(s);
-    odd = even + nodes * rank;
-    keys = odd + nodes * rank;
-    scores = keys + candidates;
-  }
-
-  DSPARK_FORCE_INLINE float* states(int level) const { return level % 2 == 0 ? even : odd; }
-};
-
-// The rows of table_in of `count` tokens, as float; zeros for tokens outside the vocabulary. raw:
-// null, or where they go as they are, [F][Rp + kRawPad], for a matrix unit.
+// The address of a token's row, null for one outside the vocabulary.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, const T* table,
-                                    const int64_t* tokens, int count, float* to, T* raw) {
+DSPARK_FORCE_INLINE const T* row_of_token(const GlmShape& shape, const T* table, int64_t stride,
+                                          int64_t token) {
+  return token >= 0 && token < shape.vocab ? table + token * stride : nullptr;
+}
+
+// Starts to copy the rows row(0) .. row(count - 1) for a matrix unit, zeros for null. They are
+// there after wait_for_packets.
+template <class G, typename T, class Row>
+DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, int count, const Row& row, T* to) {
+  constexpr int kRows = 4;  // asked for before the first is used
   auto team = g.team();
-  const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
-  for (int f = team.index(); f < count; f += team.count()) {
-    const bool known = tokens[f] >= 0 && tokens[f] < shape.vocab;
-    const T* from = table + (known ? tokens[f] * shape.table_in_stride : 0);
-    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
-      float* const row = to + f * pitch + k;
-      if constexpr (G::template kMatrixUnit<T>) {
-        if (raw != nullptr) {  // the rank is a multiple of 16, there is no padding
-          G::store(row, G::copy(raw + f * (pitch + kRawPad) + k, known ? from + k : nullptr));
-          continue;
-        }
+  for (int base = team.index(); base < count; base += kRows * team.count()) {
+    const T* from[kRows];
+    DSPARK_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const int f = base + i * team.count();
+      from[i] = f < count ? row(f) : nullptr;
+    }
+    DSPARK_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const int f = base + i * team.count();
+      if (f >= count) break;
+      for (int k = team.lane() * G::kPacket; k < shape.rank; k += team.size() * G::kPacket) {
+        g.copy_packet(to + f * (shape.rank + kRawPad) + k,
+                      from[i] != nullptr ? from[i] + k : nullptr);
       }
-      G::store(row, load_some<G>(from + k, known ? shape.rank - k : 0));
+    }
+  }
+}
+
+// The rows row(0) .. row(count - 1) as floats, zeros for null.
+template <class G, class Row>
+DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, int count, const Row& row,
+                                    float* to) {
+  auto team = g.team();
+  const int pitch = padded(shape.rank);
+  for (int f = team.index(); f < count; f += team.count()) {
+    const auto from = row(f);
+    for (int k = team.lane() * G::kWidth; k < pitch; k += team.size() * G::kWidth) {
+      G::store(to + f * pitch + k, load_some<G>(from + k, from != nullptr ? shape.rank - k : 0));
     }
   }
   g.sync();
 }
 
-// The states of the nodes first .. first + count - 1 from their parents', and in rows_in the states
-// scaled for the product with the candidates' rows. parent_row: which state of the level above.
-template <class G, typename T>
-DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                      int level, const int* parent_row, int first, int count,
+// work.gates of `count` tokens, whose rows are row(f); level(f): at which level token f is a node.
+// raw: where the rows are being copied to for a matrix unit, null without one.
+template <class G, typename T, class Row, class Level>
+DSPARK_HOST_DEVICE void gate_tokens(G& g, const GlmShape& shape, const GlmInputs<T>& in, int count,
+                                    const Row& row, const Level& level, T* raw,
+                                    const GlmWorkspace& work) {
+  using V = typename G::Vector;
+  const int pitch = padded(shape.rank);
+  if constexpr (G::template kMatrixUnit<T>) {
+    if (raw != nullptr) {
+      g.wait_for_packets();
+      g.sync();
+      g.matrix_product(count, shape.rank, 2 * pitch, raw, pitch + kRawPad, in.mix, work.gates);
+    }
+  }
+  if (raw == nullptr) {
+    gather_rows(g, shape, count, row, work.rows_in);
+    product(g, count, shape.rank, 2 * pitch, work.rows_in, pitch, work.mix, work.gates);
+  }
+  auto team = g.team();
+  for (int k = team.lane() * G::kWidth; k < pitch; k += team.size() * G::kWidth) {
+    const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
+    DSPARK_SIDE_BY_SIDE(2)
+    for (int f = team.index(); f < count; f += team.count()) {
+      const float* gate = in.gate + level(f) * 2 * shape.rank + k;
+      float* const gates = work.gates + f * 2 * pitch + k;
+      const V a = load_some<G>(gate, left) + G::load_own(gates);
+      const V b = load_some<G>(gate + shape.rank, left) + G::load_own(gates + pitch);
+      const V x = raw != nullptr ? G::load(raw + f * (pitch + kRawPad) + k)
+                                 : G::load_own(work.rows_in + f * pitch + k);
+      G::store(gates, G::sigmoid(a));
+      G::store(gates + pitch, x * G::sigmoid(b));
+    }
+  }
+  g.sync();
+}
+
+// The states of the nodes first .. first + count - 1 from their parents'. token_row(f): where the
+// gates of node first + f are, parent_row: which state of the level above.
+template <class G, class Row>
+DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, int level, const Row& token_row,
+                                      const int* parent_row, int first, int count,
                                       const GlmWorkspace& work) {
   using V = typename G::Vector;
   auto team = g.team();
   const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
-  const float *gate = in.gate + level * 2 * shape.rank,
-              *scale = in.depth_scale + level * shape.rank;
-  float* const states = work.states(level) + first * pitch;
+  float* const states = work.states(level) + first * work.state_pitch;
   const float* above = work.states(level + 1);
-  const V one = G::splat(1.0f), rate = G::splat(1.0f / in.temperature);
-  for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
-    const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
-    const V gate_a = load_some<G>(gate + k, left);
-    const V gate_b = load_some<G>(gate + shape.rank + k, left);
-    const V factor = load_some<G>(scale + k, left) * rate;
-    for (int f = team.index(); f < count; f += team.count()) {
-      const float* mixed = work.gates + f * 2 * pitch + k;
-      float* const row = work.rows_in + f * pitch + k;
-      const V a = gate_a + G::load_own(mixed), b = gate_b + G::load_own(mixed + pitch);
-      V state = G::load_own(row) / (one + G::exp(-b));
-      if (level > 0) state += G::load_own(above + parent_row[f] * pitch + k) / (one + G::exp(-a));
-      G::store(states + f * pitch + k, state);
-      G::store(row, factor * state);
+  DSPARK_SIDE_BY_SIDE(2)
+  for (int f = team.index(); f < count; f += team.count()) {
+    const float* gates = work.gates + token_row(f) * 2 * pitch;
+    const float* parent = above + parent_row[f] * work.state_pitch;
+    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
+      V state = G::load_own(gates + pitch + k);
+      if (level > 0) state += G::load_own(gates + k) * G::load_own(parent + k);
+      G::store(states + f * work.state_pitch + k, state);
     }
   }
   g.sync();
@@ -139,46 +132,44 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
 // scores[f][c] = node_scores[f] · q(c | f) in place of the products; 0 for ids out of range.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
-                                     const float* node_scores, int count, const GlmWorkspace& work,
-                                     float* scores) {
+                                     const float* keys, float tail, const float* node_scores,
+                                     int count, float* scores) {
   using V = typename G::Vector;
   auto team = g.team();
+  constexpr int kVectors = kMaxCandidates / (G::kLeastTeam * G::kWidth);  // of a member
   const int pitch = padded(shape.candidates), step = team.size() * G::kWidth;
+  const int vectors = (pitch - team.lane() * G::kWidth + step - 1) / step;
   const V lowest = G::splat(-INFINITY), zero = G::splat(0.0f), one = G::splat(1.0f);
-  // the tail: log of the mass that the candidates leave to the rest of the vocabulary
-  const float logsumexp = in.logsumexp[level];
-  V sum = zero;
-  for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-    sum += G::exp(G::load_own(work.keys + c) - G::splat(logsumexp));
-  }
-  const float share = team.sum(G::fold_sum(sum));
-  const float tail = logsumexp > -INFINITY && share < 1 ? logsumexp + logf(1 - share) : -INFINITY;
-
   const bool calibrated = in.calibration != nullptr;
   const V slope = G::splat(calibrated ? in.calibration[2 * level] : 1.0f);
   const V shift = G::splat(calibrated ? in.calibration[2 * level + 1] : 0.0f);
   for (int f = team.index(); f < count; f += team.count()) {
-    float* row = scores + f * pitch;
-    V highest = lowest;
-    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      V z = G::load_own(row + c) + G::load_own(work.keys + c);
-      z = G::select(z > lowest, z, lowest);
-      G::store(row + c, z);
-      highest = G::select(z > highest, z, highest);
+    float* const row = scores + f * pitch + team.lane() * G::kWidth;
+    const float* key = keys + team.lane() * G::kWidth;
+    V z[kVectors], highest = lowest;
+    DSPARK_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      z[i] = lowest;
+      if (i < vectors) z[i] = G::load_own(row + i * step) + G::load_own(key + i * step);
+      z[i] = G::select(z[i] > lowest, z[i], lowest);
+      highest = G::select(z[i] > highest, z[i], highest);
     }
     const float top = team.max(fmaxf(G::fold_max(highest), tail));
     V sum = zero;
-    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      sum += G::exp(G::load_own(row + c) - G::splat(top));
+    DSPARK_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      if (i < vectors) sum += G::exp(z[i] - G::splat(top));
     }
     const V total = G::splat(team.sum(G::fold_sum(sum))) + G::exp(G::splat(tail - top));
     const bool finite = top > -INFINITY && top < INFINITY;
     const V log_total = finite ? G::splat(top) + G::log(total) : G::splat(INFINITY);
-    for (int c = team.lane() * G::kWidth; c < pitch; c += step) {
-      const V x = (G::load_own(row + c) - log_total) * slope + shift;
+    DSPARK_UNROLL
+    for (int i = 0; i < kVectors; ++i) {
+      if (i >= vectors) break;
+      const V x = (z[i] - log_total) * slope + shift;
       V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
       q = G::select(x < zero, q, G::select(x > lowest, one, zero));
-      G::store(row + c, q * G::splat(node_scores[f]));
+      G::store(row + i * step, q * G::splat(node_scores[f]));
     }
   }
   g.sync();
@@ -196,7 +187,8 @@ DSPARK_HOST_DEVICE void prefetch_numbers(G& g, const T* from, int count) {
   }
 }
 
-// Asks for what the levels read: their own numbers, then the rows of all candidates.
+// Asks for what the levels read: their own numbers and, where they are not read at once, the rows
+// of all candidates.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
   const int candidates = shape.heads * shape.candidates, tokens = shape.paths * shape.path_length;
@@ -207,6 +199,8 @@ DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmIn
   prefetch_numbers(g, in.calibration, shape.heads * 2);
   prefetch_numbers(g, in.paths, tokens);
   prefetch_numbers(g, in.path_scores, tokens);
+  prefetch_numbers(g, in.mix, 2 * shape.rank * shape.rank);
+  if (shape.levels > 1) return;
   constexpr int kLine = 128 / sizeof(T);
   for (int item = g.lane(); item < candidates; item += g.size()) {
     const int64_t id = in.ids[item];
@@ -217,46 +211,126 @@ DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmIn
   }
 }
 
-// What the nodes of a level share: the candidates' rows and keys.
+// The candidates' keys and tails for the levels first .. first + count - 1.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void prepare_level(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                      int level, const GlmWorkspace& work) {
+DSPARK_HOST_DEVICE void prepare_keys(G& g, const GlmShape& shape, const GlmInputs<T>& in, int first,
+                                     int count, const GlmWorkspace& work) {
+  using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
-  const int64_t* ids = in.ids + level * shape.candidates;
-  const float* keys = in.keys + level * shape.candidates;
-  for (int c = g.lane(); c < pitch; c += g.size()) {
-    const bool known = c < shape.candidates && ids[c] >= 0 && ids[c] < shape.vocab;
-    work.keys[c] = known && keys[c] > -INFINITY ? keys[c] : -INFINITY;  // NaN is not above
+  auto team = g.team();
+  for (int level = team.index(); level < count; level += team.count()) {
+    const int64_t* ids = in.ids + (first + level) * shape.candidates;
+    const float* from = in.keys + (first + level) * shape.candidates;
+    float* const keys = work.keys + level * pitch;
+    const float logsumexp = in.logsumexp[first + level];
+    V sum = G::splat(0.0f);
+    for (int c = team.lane() * G::kWidth; c < pitch; c += team.size() * G::kWidth) {
+      int64_t id[G::kWidth];
+      float key[G::kWidth];
+      DSPARK_UNROLL
+      for (int i = 0; i < G::kWidth; ++i) {
+        const bool there = c + i < shape.candidates;
+        id[i] = there ? ids[c + i] : -1;
+        key[i] = there ? from[c + i] : -INFINITY;
+      }
+      DSPARK_UNROLL
+      for (int i = 0; i < G::kWidth; ++i) {  // NaN is not above
+        const bool used = id[i] >= 0 && id[i] < shape.vocab && key[i] > -INFINITY;
+        keys[c + i] = used ? key[i] : -INFINITY;
+      }
+      sum += G::exp(G::load_own(keys + c) - G::splat(logsumexp));
+    }
+    const float share = team.sum(G::fold_sum(sum));
+    const bool rest = logsumexp > -INFINITY && share < 1;
+    if (team.lane() == 0) work.tails[level] = rest ? logsumexp + logf(1 - share) : -INFINITY;
   }
-  transpose(g, shape.candidates, shape.rank, pitch, work.rows_out, [&](int c) {
-    const bool known = ids[c] >= 0 && ids[c] < shape.vocab;
-    return known ? in.table_out + ids[c] * shape.table_out_stride : nullptr;
-  });
 }
 
-// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count.
+// What the nodes of the levels from `first` on share, as many levels as are prepared at once.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                       int level, const int64_t* tokens, const int* parent_row,
-                                       const float* node_scores, int first, int count,
-                                       const GlmWorkspace& work) {
-  const int rank = padded(shape.rank), candidates = padded(shape.candidates);
-  float* const scores = work.scores + first * candidates;
-  // where the states of this level come later
-  T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(level)) : nullptr;
-  gather_rows(g, shape, in.table_in, tokens + first, count, work.rows_in, raw);
+DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       int first, const GlmWorkspace& work) {
+  const int count = shape.levels > 1 ? shape.levels : 1;
+  const float rate = 1.0f / in.temperature;
+  const auto out = [&](int level, int c) {
+    const int64_t id = in.ids[(first + level) * shape.candidates + c];
+    return row_of_token<G>(shape, in.table_out, shape.table_out_stride, id);
+  };
+  const auto scale = [&](int level, int k) {
+    return in.depth_scale[(first + level) * shape.rank + k] * rate;
+  };
+  const TokenRows rows(shape, first, work.inverse_tokens);
+  const auto level_of = [&](int row) { return rows.level(row); };
+  const auto row_in = [&](int row) {
+    const int level = rows.level(row), i = row - rows.start(level), p = i - shape.candidates;
+    int64_t token = in.root;
+    if (level > 0) {
+      const bool ended = level > shape.path_length;
+      token = p < 0   ? in.ids[(level - 1) * shape.candidates + i]
+              : ended ? -1
+                      : in.paths[p * shape.path_length + level - 1];
+    }
+    return row_of_token<G>(shape, in.table_in, shape.table_in_stride, token);
+  };
+  T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(first)) : nullptr;
   if constexpr (G::template kMatrixUnit<T>) {
     if (shape.matrix_unit) {
-      static_assert(G::kExpand >= kMaxNodes, "a level at once");
-      g.matrix_product(count, shape.rank, 2 * rank, raw, rank + kRawPad, in.mix, work.gates);
+      const int pitch = padded(shape.candidates);
+      const auto row_out = [&](int f) {
+        const int level = quotient(f, work.inverse_candidates), c = f - level * pitch;
+        return c < shape.candidates ? out(level, c) : nullptr;
+      };
+      copy_rows(g, shape, rows.start(first + count), row_in, raw);
+      copy_rows(g, shape, count * pitch, row_out, reinterpret_cast<T*>(work.rows_out));
+      for (int k = g.lane(); k < count * shape.rank; k += g.size()) work.scales[k] = scale(0, k);
+    }
+  }
+  prepare_keys(g, shape, in, first, count, work);
+  if (!shape.matrix_unit) {
+    transpose(g, count, shape.candidates, shape.rank, padded(shape.candidates), work.rows_out, out,
+              scale);
+  }
+  if constexpr (G::kExpand >= kMaxNodes) {
+    gate_tokens(g, shape, in, rows.start(first + count), row_in, level_of, raw, work);
+  }
+}
+
+// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count. source:
+// of each node, its token's place among those which may be nodes there.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       int level, const int64_t* tokens, const int* source,
+                                       const int* parent_row, const float* node_scores, int first,
+                                       int count, const GlmWorkspace& work) {
+  const int candidates = padded(shape.candidates);
+  const int prepared = shape.levels > 1 ? level : 0;
+  if constexpr (G::kExpand < kMaxNodes) {
+    const auto row = [&](int f) {
+      return row_of_token<G>(shape, in.table_in, shape.table_in_stride, tokens[first + f]);
+    };
+    const auto same_level = [&](int) { return level; };
+    gate_tokens(g, shape, in, count, row, same_level, static_cast<T*>(nullptr), work);
+  }
+  const int rows = shape.levels > 1 ? TokenRows(shape, 0, 0).start(level) : 0;
+  const auto token_row = [&](int f) {
+    return G::kExpand < kMaxNodes ? f : rows + source[first + f];
+  };
+  update_states(g, shape, level, token_row, parent_row + first, first, count, work);
+  const float* states = work.states(level) + first * work.state_pitch;
+  const float* rows_out = work.rows_out + prepared * work.level_floats;
+  float* const scores = work.scores + first * candidates;
+  if constexpr (G::template kMatrixUnit<T>) {
+    if (shape.matrix_unit) {
+      g.scaled_product(count, shape.rank, candidates, states, work.state_pitch,
+                       work.scales + prepared * shape.rank, reinterpret_cast<const T*>(rows_out),
+                       shape.rank + kRawPad, scores);
     }
   }
   if (!shape.matrix_unit) {
-    product(g, count, shape.rank, 2 * rank, work.rows_in, rank, work.mix, work.gates);
+    product(g, count, shape.rank, candidates, states, work.state_pitch, rows_out, scores);
   }
-  update_states(g, shape, in, level, parent_row + first, first, count, work);
-  product(g, count, shape.rank, candidates, work.rows_in, rank, work.rows_out, scores);
-  softmax_rows(g, shape, in, level, node_scores + first, count, work, scores);
+  softmax_rows(g, shape, in, level, work.keys + prepared * candidates, work.tails[prepared],
+               node_scores + first, count, scores);
 }
 
 }  // namespace dspark

@@ -10,6 +10,7 @@ namespace dspark {
 struct GlmTree {  // the inputs of all requests; null where absent
   DType dtype;
   GlmShape shape;
+  GlmLayout layout;  // of the workspaces
   const int64_t *ids, *root, *paths;
   const float *keys, *logsumexp, *gate, *depth_scale, *calibration, *temperature, *path_scores;
   const void *table_in, *table_out, *mix;
@@ -46,7 +47,7 @@ DSPARK_HOST_DEVICE void glm_tree_request(G& g, const GlmTree& p, int64_t b, char
       p.depths + nodes, p.ancestors + nodes * ((s.nodes + 63) / 64),
       p.scores + nodes, p.num_nodes + b,
   };
-  build_tree(g, s, in, GlmWorkspace(s, workspace), scratch, out);
+  build_tree(g, s, in, GlmWorkspace(p.layout, workspace), scratch, out);
 }
 
 }  // namespace dspark

@@ -20,7 +20,7 @@
 //                                zeros for a null row and beyond the first `left`
 //   void prefetch(const void*), void store(float*, Vector)
 //   Step load_step(const float*), Vector broadcast(Step, i)   kStep floats, one of them everywhere
-//   Vector exp(Vector), log(Vector), select(Mask, Vector, Vector)
+//   Vector exp(Vector), log(Vector), sigmoid(Vector), select(Mask, Vector, Vector)
 //   uint32_t bits(Mask)          one bit per float
 //   float fold_sum(Vector), fold_max(Vector)
 //   void transpose(Vector block[kWidth])
@@ -29,14 +29,18 @@
 //   kExpand                      nodes of a tree expanded at once
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
-//   kMatrixUnit<T>               whether there is one for T; then also Vector copy(T* to, const T*
-//                                from), kWidth numbers, zeros from null, returned as floats; and
-//                                matrix_product(rows, depth, columns, in, in_pitch, right, out):
-//                                out = in · rightᵀ, right [columns][depth]; depth and columns are
-//                                multiples of 16, in and out have room for as many rows; ends with
-//                                a sync
+//   kMatrixUnit<T>               whether there is one for T; then also copy_packet(T* to, const T*
+//                                from), 16 bytes, zeros from null, there for the member itself
+//                                after wait_for_packets(); and matrix_product(rows, depth, columns,
+//                                in, in_pitch, right, out): out = in · rightᵀ, right
+//                                [columns][depth]; depth and columns are multiples of 16, in and
+//                                out have room for as many rows; ends with a sync
+//                                scaled_product(rows, depth, columns, in, in_pitch, scale, right,
+//                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats in,
+//                                to the precision of floats; otherwise the same
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself
+//   kLeastTeam                   the size of a team, or less
 //
 // No torch in here, and no function without G among its template parameters: the CPU instantiates
 // them once per instruction set.
@@ -47,12 +51,18 @@
 
 #include "common/noise.h"
 
+// SIDE_BY_SIDE: so many rounds of a loop, whose loads and sums wait for each other in one thread of
+// many; a CPU's core overlaps them by itself.
 #if defined(__CUDA_ARCH__)
 #define DSPARK_UNROLL _Pragma("unroll")
+#define DSPARK_PRAGMA(text) _Pragma(#text)
+#define DSPARK_SIDE_BY_SIDE(count) DSPARK_PRAGMA(unroll count)
 #elif defined(__CUDACC__)
 #define DSPARK_UNROLL
+#define DSPARK_SIDE_BY_SIDE(count)
 #else
 #define DSPARK_UNROLL _Pragma("GCC unroll 16")
+#define DSPARK_SIDE_BY_SIDE(count)
 #endif
 
 namespace dspark {

@@ -12,10 +12,11 @@ struct TreeScratch {
   int64_t token[kMaxNodes];
   float score[kMaxNodes];
   int parent[kMaxNodes], depth[kMaxNodes];
-  int row[kMaxNodes];    // of the last level's nodes: the parent's place in the level above
-                         // at the end: the bits of all scores, best first
-  int moved[kMaxNodes];  // at the end: the nodes' places, best first
-  int child[kMaxNodes];  // the children that stay
+  int row[kMaxNodes];     // of the last level's nodes: the parent's place in the level above
+                          // at the end: the bits of all scores, best first
+  int source[kMaxNodes];  // of nodes: the candidate that the token is, or a path behind these
+  int moved[kMaxNodes];   // at the end: the nodes' places, best first
+  int child[kMaxNodes];   // the children that stay
   uint64_t order[kMaxNodes];
   int taken[kMaxNodes / 32];  // which nodes stay, a bit each
   int lowest;                 // the bits of the lowest score of a node
@@ -35,14 +36,8 @@ struct Level {
   int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
   int pitch, extra;
   const int64_t *ids, *paths;  // [C] of the head; [P] next tokens
-  uint32_t inverse;            // of pitch, times 2³² and rounded up
+  uint32_t inverse;            // of pitch
 };
-
-// The node under which a candidate is: child / pitch.
-template <class G>
-DSPARK_FORCE_INLINE int row_of(const Level& level, int child) {
-  return static_cast<int>(uint64_t{static_cast<uint32_t>(child)} * level.inverse >> 32);
-}
 
 template <class G>
 DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
@@ -51,13 +46,13 @@ DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
 
 template <class G>
 DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
-  return child < level.extra ? level.ids[child - row_of<G>(level, child) * level.pitch]
+  return child < level.extra ? level.ids[child - quotient(child, level.inverse) * level.pitch]
                              : level.paths[child - level.extra];
 }
 
 template <class G>
 DSPARK_HOST_DEVICE int child_parent(const Level& level, const TreeScratch& s, int child) {
-  return child < level.extra ? row_of<G>(level, child) : s.path_node[child - level.extra];
+  return child < level.extra ? quotient(child, level.inverse) : s.path_node[child - level.extra];
 }
 
 // By which the children that stay are appended: the higher score first.
@@ -99,7 +94,6 @@ template <class G, typename T>
 DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs<T>& in, int depth,
                                     int start, int kept, const GlmWorkspace& work, TreeScratch& s) {
   const int count = kept - start, pitch = padded(shape.candidates);
-  prepare_level(g, shape, in, depth, work);
   constexpr bool kInParts = G::kExpand < kMaxNodes;
   if constexpr (kInParts) {
     if (count > G::kExpand) {
@@ -115,8 +109,8 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
   for (float bar = 0; expanded < count && s.score[start + expanded] >= bar;) {
     int some = count - expanded < G::kExpand ? count - expanded : G::kExpand;
     while (s.score[start + expanded + some - 1] < bar) --some;
-    score_children(g, shape, in, depth, s.token + start, s.row + start, s.score + start, expanded,
-                   some, work);
+    score_children(g, shape, in, depth, s.token + start, s.source + start, s.row + start,
+                   s.score + start, expanded, some, work);
     const int first = expanded * pitch;
     expanded += some;
     if constexpr (kInParts) {

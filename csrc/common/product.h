@@ -15,25 +15,39 @@ DSPARK_FORCE_INLINE constexpr int padded(int count) {
   return (count + kPitch - 1) / kPitch * kPitch;
 }
 
-// to[k][i] = row(i)[k] for i < count rows of `depth` numbers, in square blocks; zeros where a row
-// is null and for the padding. Neighbouring members take neighbouring rows: they store side by
-// side.
-template <class G, class Row>
-DSPARK_HOST_DEVICE void transpose(G& g, int count, int depth, int pitch, float* to,
-                                  const Row& row) {
+// For quotient(): 2³² / divisor, rounded up.
+DSPARK_FORCE_INLINE constexpr uint32_t inverse_of(int divisor) {
+  return divisor > 0 ? static_cast<uint32_t>((uint64_t{1} << 32) / divisor + 1) : 0;
+}
+// value / divisor, for values and divisors up to 2¹⁵.
+DSPARK_FORCE_INLINE constexpr int quotient(int value, uint32_t inverse) {
+  return static_cast<int>(uint64_t{static_cast<uint32_t>(value)} * inverse >> 32);
+}
+
+// to[m][k][i] = scale(m, k) · row(m, i)[k] for i < count rows of `depth` numbers of each matrix m,
+// in square blocks; zeros where a row is null and for the padding. Neighbouring members take
+// neighbouring rows: they store side by side.
+template <class G, class Row, class Scale>
+DSPARK_HOST_DEVICE void transpose(G& g, int matrices, int count, int depth, int pitch, float* to,
+                                  const Row& row, const Scale& scale) {
   const int across = pitch / G::kWidth, blocks = across * (padded(depth) / G::kWidth);
-  for (int item = g.lane(); item < blocks; item += g.size()) {
-    const int first = item % across * G::kWidth, k = item / across * G::kWidth;
-    decltype(row(0)) rows[G::kWidth];  // without branches, so that they are found side by side
+  for (int item = g.lane(); item < matrices * blocks; item += g.size()) {
+    const int m = item / blocks, block_index = item - m * blocks;
+    const int first = block_index % across * G::kWidth, k = block_index / across * G::kWidth;
+    decltype(row(0, 0)) rows[G::kWidth];  // without branches, so that they are found side by side
     DSPARK_UNROLL
-    for (int i = 0; i < G::kWidth; ++i) rows[i] = row(first + i < count ? first + i : count - 1);
+    for (int i = 0; i < G::kWidth; ++i) rows[i] = row(m, first + i < count ? first + i : count - 1);
     DSPARK_UNROLL
     for (int i = 0; i < G::kWidth; ++i) rows[i] = first + i < count ? rows[i] : nullptr;
     typename G::Vector block[G::kWidth];
     G::load_rows(rows, k, depth - k, block);
     G::transpose(block);
+    float* const out = to + (int64_t{m} * padded(depth) + k) * pitch + first;
     DSPARK_UNROLL
-    for (int j = 0; j < G::kWidth; ++j) G::store(to + (k + j) * pitch + first, block[j]);
+    for (int j = 0; j < G::kWidth; ++j) {
+      const float factor = k + j < depth ? scale(m, k + j) : 0.0f;
+      G::store(out + j * pitch, block[j] * G::splat(factor));
+    }
   }
   g.sync();
 }

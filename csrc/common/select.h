@@ -40,6 +40,7 @@ DSPARK_HOST_DEVICE void sort(G& g, T* values, int count, const Less& less, const
   for (int i = team.index(); i < count; i += team.count()) {
     const T value = values[i];
     int place = 0;
+    DSPARK_SIDE_BY_SIDE(4)
     for (int j = team.lane(); j < count; j += team.size()) place += less(values[j], value);
     place = team.sum(place);
     if (team.lane() == 0) put(place, value);

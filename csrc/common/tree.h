@@ -43,6 +43,8 @@ DSPARK_HOST_DEVICE int append_children(G& g, const GlmShape& shape, const Level&
         s.depth[node] = level.depth + 1;
         s.parent[node] = place_of(s, level.start + f);
         s.row[node] = f;
+        s.source[node] =
+            child < level.extra ? child - f * level.pitch : child - level.extra + shape.candidates;
         g.lower(&s.lowest, static_cast<int>(G::float_bits(scores[child])));
       });
   if (shape.paths > 0) {
@@ -99,8 +101,9 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
   const int words = (shape.nodes + 63) / 64;
   for (int item = g.lane(); item < shape.nodes * words; item += g.size()) {
     const int node = item / words, word = item % words;
+    const bool used = s.moved[node] < stay;  // then so are its ancestors
     uint64_t bits = 0;
-    for (int i = node; i >= 0; i = s.moved[i] < stay ? s.parent[i] : -1) {
+    for (int i = node; i >= 0; i = used ? s.parent[i] : -1) {
       const int to = s.moved[i];
       if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
     }
@@ -114,31 +117,36 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
                                    const GlmWorkspace& work, TreeScratch& s,
                                    const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
+  prefetch_levels(g, shape, in);
   if (!shape.matrix_unit) {
     // rows R .. 2R - 1 of mix become the columns from Rp on
-    transpose(g, rank + shape.rank, shape.rank, 2 * rank, work.mix, [&](int j) {
-      const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
-      return row < 0 ? nullptr : in.mix + row * shape.rank;
-    });
+    transpose(
+        g, 1, rank + shape.rank, shape.rank, 2 * rank, work.mix,
+        [&](int, int j) {
+          const int row = j < shape.rank ? j : j < rank ? -1 : j - rank + shape.rank;
+          return row < 0 ? nullptr : in.mix + row * shape.rank;
+        },
+        [](int, int) { return 1.0f; });
   }
-  prefetch_levels(g, shape, in);
   if (g.lane() == 0) {
     s.token[0] = in.root;
     s.score[0] = 1;
     s.parent[0] = -1;
-    s.depth[0] = s.row[0] = 0;
+    s.depth[0] = s.row[0] = s.source[0] = 0;
     s.lowest = static_cast<int>(G::float_bits(1.0f));
   }
   for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
   g.sync();
 
-  const auto inverse = pitch > 0 ? static_cast<uint32_t>((uint64_t{1} << 32) / pitch + 1) : 0;
   int depth = 0, start = 0, kept = 1;
   for (; depth < shape.heads && start < kept; ++depth) {
     const bool has_paths = depth < shape.path_length;
+    if (depth == 0 || shape.levels <= 1) prepare_levels(g, shape, in, depth, work);
     const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
     const int64_t* ids = in.ids + depth * shape.candidates;
-    const Level level{depth, start, expanded, pitch, expanded * pitch, ids, s.path_token, inverse};
+    const int extra = expanded * pitch;
+    const Level level{depth, start, expanded,     pitch,
+                      extra, ids,   s.path_token, work.inverse_candidates};
     GlmShape here = shape;  // without the paths where they have ended
     if (!has_paths) here.paths = 0;
     if (has_paths) {

@@ -83,7 +83,7 @@ struct Vector4Lanes {
   template <typename T>
   static constexpr bool kMatrixUnit = sizeof(T) == 2;
   static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
-  static constexpr int kStep = 4, kSmallTile = 2;
+  static constexpr int kStep = 4, kSmallTile = 2, kLeastTeam = 8;
   static constexpr int kScan = 8;  // tokens compared at once: loads in flight
 
   template <typename T>
@@ -132,12 +132,16 @@ struct Vector4Lanes {
       block[i] = rows[i] != nullptr ? load_some<Vector4Lanes>(rows[i] + k, left) : splat(0.0f);
     }
   }
+  static constexpr int kPacket = 8;  // numbers of 2 bytes in 16
   template <typename T>
-  static DSPARK_FORCE_INLINE Vector copy(T* to, const T* from) {
-    const Packet<T> packet = from == nullptr ? Packet<T>{} : load_packet(from);
-    *reinterpret_cast<Packet<T>*>(to) = packet;
-    return unpack(packet);
+  static DSPARK_FORCE_INLINE void copy_packet(T* to, const T* from) {
+    struct alignas(16) Numbers {
+      T value[kPacket];
+    };
+    *reinterpret_cast<Numbers*>(to) =
+        from == nullptr ? Numbers{} : *reinterpret_cast<const Numbers*>(from);
   }
+  static DSPARK_FORCE_INLINE void wait_for_packets() {}
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load_first(const T* from, int count) {
     return for_lanes4<Float4>([&](int i) { return i < count ? dspark::to_float(from[i]) : 0.0f; });
@@ -161,6 +165,20 @@ struct Vector4Lanes {
   }
   static DSPARK_FORCE_INLINE Vector exp(Vector x) {
     return for_lanes4<Float4>([&](int i) { return expf(x.lane[i]); });
+  }
+  static constexpr float kLog2OfE = 1.44269504f;
+  // 1 / (1 + exp(-x)), within 1e-6
+  static DSPARK_FORCE_INLINE Vector sigmoid(Vector x) {
+#ifdef __CUDA_ARCH__
+    return for_lanes4<Float4>([&](int i) {
+      float power, result;
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-kLog2OfE * x.lane[i]));
+      asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1 + power));
+      return result;
+    });
+#else
+    return for_lanes4<Float4>([&](int i) { return 1 / (1 + expf(-x.lane[i])); });
+#endif
   }
   static DSPARK_FORCE_INLINE Vector log(Vector x) {
     return for_lanes4<Float4>([&](int i) { return logf(x.lane[i]); });

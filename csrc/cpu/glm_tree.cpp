@@ -13,10 +13,11 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                      std::optional<Tensor> calibration, std::optional<Tensor> temperature,
                      std::optional<Tensor> paths, std::optional<Tensor> path_scores,
                      int64_t num_nodes, double min_score) {
-  const GlmTreeArguments arguments(ids, keys, logsumexp, gate, root, table_in, table_out, mix,
-                                   depth_scale, calibration, temperature, paths, path_scores,
-                                   num_nodes, min_score, "glm_tree");
-  const int64_t bytes = GlmWorkspace::bytes(arguments.view.shape);
+  GlmTreeArguments arguments(ids, keys, logsumexp, gate, root, table_in, table_out, mix,
+                             depth_scale, calibration, temperature, paths, path_scores, num_nodes,
+                             min_score, "glm_tree");
+  arguments.view.layout = GlmLayout(arguments.view.shape);
+  const int64_t bytes = arguments.view.layout.bytes();
   const int64_t workers = num_workers(arguments.batch);
   const Tensor workspace = empty({workers * bytes}, ScalarType::Byte);
   char* const memory = static_cast<char*>(workspace.mutable_data_ptr());

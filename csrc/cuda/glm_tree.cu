@@ -8,11 +8,30 @@ namespace dspark {
 namespace {
 
 constexpr int kThreads = 256;
-using Group = BlockGroup<kThreads>;
+
+// kShared: the workspace is in shared memory.
+template <bool kShared>
+struct Group : BlockGroup<kThreads> {
+  using BlockGroup::BlockGroup;
+
+  // Asynchronously where the hardware can.
+  template <typename T>
+  __device__ static void copy_packet(T* to, const T* from) {
+    if (!kShared || from == nullptr) return BlockGroup::copy_packet(to, from);
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  }
+  __device__ static void wait_for_packets() {
+    if constexpr (kShared) {
+      asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+    }
+  }
+};
 
 // The draft that comes with the package runs in the shared memory of an sm_90 block.
-constexpr GlmShape kShippedDraft{5, 64, 128, 64, 4, 64, 0, 0, 0, 0, true};
-static_assert(GlmWorkspace::bytes(kShippedDraft) + sizeof(TreeScratch) + sizeof(Group::Scratch) <=
+constexpr GlmShape kShippedDraft{5, 64, 128, 64, 4, 64, 0, 0, 0, 0, true, 1};
+static_assert(GlmLayout(kShippedDraft).bytes() + sizeof(TreeScratch) +
+                  sizeof(Group<true>::Scratch) <=
               227 << 10);
 
 // One request per block. kShared: the workspace is in shared memory, else in `memory`.
@@ -21,11 +40,11 @@ __global__ __launch_bounds__(kThreads, 1) void glm_tree_kernel(const __grid_cons
                                                                char* memory, int64_t bytes) {
   extern __shared__ __align__(32) char dynamic[];
   __shared__ TreeScratch scratch;
-  __shared__ Group::Scratch group_scratch;
-  Group group(group_scratch);
+  __shared__ BlockGroup<kThreads>::Scratch group_scratch;
+  Group<kShared> group(group_scratch);
   const int64_t request = blockIdx.x;
   char* workspace = kShared ? dynamic : memory + request * bytes;
-  glm_tree_request<Group, T>(group, p, request, workspace, scratch);
+  glm_tree_request<Group<kShared>, T>(group, p, request, workspace, scratch);
 }
 
 TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root,
@@ -42,9 +61,13 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                                    num_nodes, min_score, kOp);
   if (arguments.batch == 0) return arguments.outputs();
   GlmTree view = arguments.view;
+  const auto aligned = [](const void* address, int bytes) {
+    return reinterpret_cast<uintptr_t>(address) % bytes == 0;
+  };
   view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0 &&
-                           reinterpret_cast<uintptr_t>(view.mix) % 32 == 0;
-  const int64_t bytes = GlmWorkspace::bytes(view.shape);
+                           aligned(view.mix, 32) && aligned(view.table_in, 16) &&
+                           aligned(view.table_out, 16) && view.shape.table_in_stride % 8 == 0 &&
+                           view.shape.table_out_stride % 8 == 0;
   const auto blocks = static_cast<unsigned>(arguments.batch);
   with_type(view.dtype, [&](auto type) {
     using T = decltype(type);
@@ -53,6 +76,12 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), kOp);
     const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, kOp) -
                           static_cast<int64_t>(attributes.sharedSizeBytes);
+    for (const int levels : {view.shape.heads, 1}) {
+      view.shape.levels = levels;
+      view.layout = GlmLayout(view.shape);
+      if (view.layout.bytes() <= limit) break;
+    }
+    const int64_t bytes = view.layout.bytes();
     if (bytes <= limit) {
       // the same for every call: another thread may be launching with other shapes
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

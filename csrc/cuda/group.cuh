@@ -61,6 +61,45 @@ class LaneTeam {
   int index_, count_;
 };
 
+// Numbers of type T that add up to a float: to all its bits for bfloat16, to 22 for float16, whose
+// range they have too. Two of each are in a word.
+template <typename T>
+struct Parts;
+template <>
+struct Parts<Bf16> {
+  static constexpr int kCount = 3;
+  __device__ static uint32_t round(float2& rest) {
+    const __nv_bfloat162 near = __float22bfloat162_rn(rest);
+    const float2 value = __bfloat1622float2(near);
+    rest = {rest.x - value.x, rest.y - value.y};
+    return reinterpret_cast<const uint32_t&>(near);
+  }
+  __device__ static void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+template <>
+struct Parts<Fp16> {
+  static constexpr int kCount = 2;
+  __device__ static uint32_t round(float2& rest) {
+    constexpr float kLargest = 65504;
+    const auto within = [](float x) { return fminf(fmaxf(x, -kLargest), kLargest); };
+    const __half2 near = __floats2half2_rn(within(rest.x), within(rest.y));
+    const float2 value = __half22float2(near);
+    rest = {rest.x - value.x, rest.y - value.y};
+    return reinterpret_cast<const uint32_t&>(near);
+  }
+  __device__ static void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+
 // All kThreads threads of a block, teams of kTeam lanes.
 template <int kThreads, int kTeam = 8>
 class BlockGroup : public Vector4Lanes {
@@ -145,9 +184,62 @@ class BlockGroup : public Vector4Lanes {
     __syncthreads();
   }
 
+  // A warp computes 16 rows of 16 columns.
+  template <typename T>
+  __device__ void scaled_product(int rows, int depth, int columns, const float* in, int in_pitch,
+                                 const float* scale, const T* right, int right_pitch,
+                                 float* out) const {
+    using P = Parts<T>;
+    constexpr int kSide = 16;
+    // the row and the first of two columns that a lane holds of a quarter of a matrix
+    const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+    const int column_tiles = columns / kSide, row_tiles = (rows + kSide - 1) / kSide;
+    for (int item = threadIdx.x / 32; item < row_tiles * column_tiles; item += kWarps) {
+      const int first = item / column_tiles * kSide + row, column = item % column_tiles * kSide;
+      const float* left = in + first * in_pitch + pair;
+      const T* across = right + (column + row) * right_pitch + pair;
+      float sum[P::kCount][2][4] = {};  // apart, so that they do not wait for each other
+#pragma unroll 4
+      for (int k = 0; k < depth; k += kSide) {
+        uint32_t a[P::kCount][4];
+        DSPARK_UNROLL
+        for (int quarter = 0; quarter < 4; ++quarter) {
+          const int down = quarter % 2 * 8, at = k + quarter / 2 * 8;
+          const float2 x = *reinterpret_cast<const float2*>(left + down * in_pitch + at);
+          const float2 factor = *reinterpret_cast<const float2*>(scale + pair + at);
+          float2 rest{x.x * factor.x, x.y * factor.y};
+          DSPARK_UNROLL
+          for (int part = 0; part < P::kCount; ++part) a[part][quarter] = P::round(rest);
+        }
+        DSPARK_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          uint32_t b[2];
+          DSPARK_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            b[i] = *reinterpret_cast<const uint32_t*>(across + half * 8 * right_pitch + k + i * 8);
+          }
+          DSPARK_UNROLL
+          for (int part = 0; part < P::kCount; ++part) P::multiply(sum[part][half], a[part], b);
+        }
+      }
+      DSPARK_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        DSPARK_UNROLL
+        for (int part = P::kCount - 1; part > 0; --part) {
+          for (int i = 0; i < 4; ++i) sum[part - 1][half][i] += sum[part][half][i];
+        }
+        float* to = out + first * columns + column + half * 8 + pair;
+        *reinterpret_cast<float2*>(to) = {sum[0][half][0], sum[0][half][1]};
+        *reinterpret_cast<float2*>(to + 8 * columns) = {sum[0][half][2], sum[0][half][3]};
+      }
+    }
+    __syncthreads();
+  }
+
  private:
   static constexpr int kWarps = kThreads / 32;
-  static_assert(kThreads % 32 == 0 && kWarps <= 32 && (kWarps & (kWarps - 1)) == 0);
+  static_assert(kTeam >= kLeastTeam && kThreads % 32 == 0 && kWarps <= 32 &&
+                (kWarps & (kWarps - 1)) == 0);
 
   __device__ LaneTeam<32> warp() const { return {lane() / 32, kWarps}; }
 

@@ -77,7 +77,9 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                                    num_nodes, min_score, "glm_tree");
   GlmTree view = arguments.view;
   view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0;
-  Rubbish workspace(GlmWorkspace::bytes(view.shape)), scratch(sizeof(TreeScratch));
+  view.shape.levels = seed % 2 == 0 ? view.shape.heads : 1;
+  view.layout = GlmLayout(view.shape);
+  Rubbish workspace(view.layout.bytes()), scratch(sizeof(TreeScratch));
   with_type(view.dtype, [&](auto type) {
     run(arguments.batch, [&](Group& group, int64_t request) {
       glm_tree_request<Group, decltype(type)>(group, view, request, workspace.data(),

@@ -16,7 +16,7 @@ struct SimdGroup : SerialGroup {
   using Mask = Ints;
   template <typename T>
   static constexpr bool kMatrixUnit = false;
-  static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8;
+  static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8, kLeastTeam = 1;
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
@@ -50,6 +50,9 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE Step load_step(const float* from) { return from; }
   static DSPARK_FORCE_INLINE Vector broadcast(Step step, int) { return broadcast32(step); }
   static DSPARK_FORCE_INLINE Vector exp(Vector x) { return DSPARK_ISA::exp(x); }
+  static DSPARK_FORCE_INLINE Vector sigmoid(Vector x) {
+    return splat(1.0f) / (splat(1.0f) + DSPARK_ISA::exp(-x));
+  }
   static DSPARK_FORCE_INLINE Vector log(Vector x) { return DSPARK_ISA::log(x); }
   static DSPARK_FORCE_INLINE Vector select(Mask mask, Vector yes, Vector no) {
     return mask ? yes : no;
