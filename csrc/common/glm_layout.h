@@ -15,8 +15,8 @@ struct GlmShape {
                    // nodes; 0: a node's token is when its children are scored
 };
 
-// The tokens that may be nodes of the levels from `first` on, one row each, level by level: the root
-// at the first level of all, then the candidates and the paths' tokens of the head above.
+// The tokens that may be nodes of the levels from `first` on, one row each, level by level: the
+// root at the first level of all, then the candidates and the paths' tokens of the head above.
 class TokenRows {
  public:
   // inverse: of candidates and paths together
@@ -52,14 +52,14 @@ struct GlmLayout {
   int rows_in;   // [T][Rp] of table_in; for a matrix unit in the place of the first level's states,
                  // [T][Rp + kRawPad]
   int gates;     // [T][2 Rp]; then what a token keeps of its parent's state, and what it adds
-  int items, spare;  // what is selected from, nodes and children: in the place of rows_in and gates,
-                     // where these belong to one level
-  int even, odd;     // [F][state_pitch] states of this level and of the one above
-  int keys;          // [L][Cp], -inf where a candidate is skipped
-  int tails;   // [L]: log of the mass that the candidates leave to the rest of the vocabulary
-  int scores;  // [F][Cp] of the children, and one per path after them
+  int items, spare;  // what is selected from, nodes and children: in the place of rows_in and
+                     // gates, where these belong to one level
+  int even, odd;  // [F][state_pitch] states of this level and of the one above
+  int keys;       // [L][Cp], -inf where a candidate is skipped
+  int tails;      // [L]: log of the mass that the candidates leave to the rest of the vocabulary
+  int scores;     // [F][Cp] of the children, and one per path after them
   int end;
-  int level_floats, state_pitch;  // of rows_out, and of a state
+  int level_floats, state_pitch;                // of rows_out, and of a state
   uint32_t inverse_candidates, inverse_tokens;  // of Cp, and of a level's tokens; see quotient()
 
   constexpr GlmLayout() = default;

@@ -148,19 +148,24 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     }
   }
   g.sync();
-  if (g.lane() == 0) {
-    for (int p = 0; p < shape.paths; ++p) {
-      int child = s.path_child[p];
-      if (child < 0) continue;
-      for (int other = 0; child == level.extra + p && other < p; ++other) {
-        if (s.path_child[other] == level.extra + other && s.path_node[other] == s.path_node[p] &&
-            s.path_token[other] == s.path_token[p]) {
-          child = level.extra + other;
-        }
+  // the first of the paths with the same next token stands for it, with the highest of their scores
+  for (int base = 0; base < shape.paths; base += g.size()) {
+    const int p = base + g.lane();
+    int child = p < shape.paths ? s.path_child[p] : -1;
+    if (child >= 0) {
+      int first = p;
+      float best = 0;
+      for (int q = 0; q < shape.paths; ++q) {
+        if (s.path_child[q] < 0 || s.path_node[q] != s.path_node[p]) continue;
+        if (s.path_token[q] != s.path_token[p]) continue;
+        if (q < first) first = q;
+        if (s.path_score[q] > best) best = s.path_score[q];
       }
-      s.path_child[p] = child;
-      if (s.path_score[p] > scores[child]) scores[child] = s.path_score[p];
+      if (first == p && best > scores[child]) scores[child] = best;
+      if (child == level.extra + p) child = level.extra + first;
     }
+    g.sync();
+    if (child >= 0) s.path_child[p] = child;
   }
   g.sync();
 }

@@ -48,12 +48,14 @@ DSPARK_HOST_DEVICE int append_children(G& g, const GlmShape& shape, const Level&
         g.lower(&s.lowest, static_cast<int>(G::float_bits(scores[child])));
       });
   if (shape.paths > 0) {
-    for (int p = g.lane(); p < shape.paths; p += g.size()) {
+    auto team = g.team();
+    for (int p = team.index(); p < shape.paths; p += team.count()) {
       int place = -1;
-      for (int i = 0; i < count && s.path_child[p] >= 0; ++i) {
+      for (int i = team.lane(); i < count; i += team.size()) {
         if (s.child[i] == s.path_child[p]) place = i;
       }
-      s.path_node[p] = place;
+      place = team.max(place);
+      if (team.lane() == 0) s.path_node[p] = place;
     }
     g.sync();
   }

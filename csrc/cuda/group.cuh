@@ -147,13 +147,13 @@ class BlockGroup : public Vector4Lanes {
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
-  // A warp computes 64 rows of 16 columns.
+  // A warp computes 80 rows of 16 columns: a level's tokens, or half of those of five.
   template <typename T>
   __device__ void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch,
                                  const T* right, float* out) const {
     using namespace nvcuda::wmma;
     using Element = std::conditional_t<std::is_same_v<T, Bf16>, __nv_bfloat16, __half>;
-    constexpr int kSide = 16, kTiles = 4;
+    constexpr int kSide = 16, kTiles = 5;
     const int column_tiles = columns / kSide, row_tiles = (rows + kSide - 1) / kSide;
     const int items = (row_tiles + kTiles - 1) / kTiles * column_tiles;
     for (int item = threadIdx.x / 32; item < items; item += kWarps) {
