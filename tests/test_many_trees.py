@@ -32,6 +32,15 @@ def test_glm_tree(seed, dtype, device, batch):
     assert_same_tree(tree, expected, inputs["min_score"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rank, nodes", [(128, 64), (256, 256)])  # the shipped draft; too large
+def test_glm_tree_where_shared_memory_is_short(rank, nodes, dtype, device):
+    inputs = glm_inputs(B=2, H=5, C=64, R=rank, V=900, P=4, Q=7, N=nodes, seed=9, dtype=dtype)
+    expected = DraftTree(*reference.glm_tree(*inputs.values()))
+    tree = to(dspark_kernels.glm_tree(**to(inputs, device)), "cpu")
+    assert_same_tree(tree, expected)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("block_size", [None, 16])
 def test_accept_tree(seed, block_size, device, batch):

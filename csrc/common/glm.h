@@ -11,7 +11,7 @@ struct GlmInputs {                // of one request
   const int64_t* ids;             // [H, C]
   const float *keys, *logsumexp;  // [H, C], [H]
   const float* gate;              // [H, 2R]
-  int64_t root;
+  const int64_t* root;            // one
   const T *table_in, *table_out;  // [V, R]
   const T* mix;                   // [2R, R]
   const float* depth_scale;       // [H, R]
@@ -263,13 +263,12 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
   const auto level_of = [&](int row) { return rows.level(row); };
   const auto row_in = [&](int row) {
     const int level = rows.level(row), i = row - rows.start(level), p = i - shape.candidates;
-    int64_t token = in.root;
-    if (level > 0) {
-      const bool ended = level > shape.path_length;
-      token = p < 0   ? in.ids[(level - 1) * shape.candidates + i]
-              : ended ? -1
-                      : in.paths[p * shape.path_length + level - 1];
-    }
+    const bool ended = p >= 0 && level > shape.path_length;
+    const int64_t* from = in.ids + (level - 1) * shape.candidates + i;
+    if (p >= 0) from = in.paths + p * shape.path_length + level - 1;
+    if (level == 0 || ended) from = in.root;
+    const int64_t token = *from;  // without a branch before it: several are asked for at once
+    if (ended) return static_cast<const T*>(nullptr);
     return row_of_token<G>(shape, in.table_in, shape.table_in_stride, token);
   };
   T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(first)) : nullptr;
@@ -278,7 +277,8 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
       const int pitch = padded(shape.candidates);
       const auto row_out = [&](int f) {
         const int level = quotient(f, work.inverse_candidates), c = f - level * pitch;
-        return c < shape.candidates ? out(level, c) : nullptr;
+        const T* const row = out(level, c < shape.candidates ? c : 0);
+        return c < shape.candidates ? row : nullptr;
       };
       copy_rows(g, shape, rows.start(first + count), row_in, raw);
       copy_rows(g, shape, count * pitch, row_out, reinterpret_cast<T*>(work.rows_out));

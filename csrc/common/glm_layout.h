@@ -54,10 +54,10 @@ struct GlmLayout {
   int gates;     // [T][2 Rp]; then what a token keeps of its parent's state, and what it adds
   int items, spare;  // what is selected from, nodes and children: in the place of rows_in and
                      // gates, where these belong to one level
-  int even, odd;  // [F][state_pitch] states of this level and of the one above
-  int keys;       // [L][Cp], -inf where a candidate is skipped
-  int tails;      // [L]: log of the mass that the candidates leave to the rest of the vocabulary
-  int scores;     // [F][Cp] of the children, and one per path after them
+  int even, odd;     // [F][state_pitch] states of this level and of the one above
+  int keys;          // [L][Cp], -inf where a candidate is skipped
+  int tails;         // [L]: log of the mass that the candidates leave to the rest of the vocabulary
+  int scores;        // [F][Cp] of the children, and one per path after them
   int end;
   int level_floats, state_pitch;                // of rows_out, and of a state
   uint32_t inverse_candidates, inverse_tokens;  // of Cp, and of a level's tokens; see quotient()

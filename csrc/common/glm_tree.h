@@ -32,7 +32,7 @@ DSPARK_HOST_DEVICE void glm_tree_request(G& g, const GlmTree& p, int64_t b, char
       p.keys + candidates,
       p.logsumexp + heads,
       p.gate + heads * 2 * s.rank,
-      p.root[b],
+      p.root + b,
       static_cast<const T*>(p.table_in),
       static_cast<const T*>(p.table_out),
       static_cast<const T*>(p.mix),

@@ -119,6 +119,7 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
                                    const GlmWorkspace& work, TreeScratch& s,
                                    const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
+  const int64_t root = *in.root;
   prefetch_levels(g, shape, in);
   if (!shape.matrix_unit) {
     // rows R .. 2R - 1 of mix become the columns from Rp on
@@ -131,7 +132,7 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
         [](int, int) { return 1.0f; });
   }
   if (g.lane() == 0) {
-    s.token[0] = in.root;
+    s.token[0] = root;
     s.score[0] = 1;
     s.parent[0] = -1;
     s.depth[0] = s.row[0] = s.source[0] = 0;
