@@ -113,6 +113,8 @@ CASES = {
     "long_paths": {"P": 4, "Q": 6, "N": 40},
     "paths_only": {"H": 0, "P": 3, "Q": 5},
     "one_candidate": {"C": 1, "P": 2, "Q": 2},
+    "chain": {"C": 1, "H": 4},
+    "one_path": {"H": 3, "C": 0, "P": 1, "Q": 5},
 }
 
 

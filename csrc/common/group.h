@@ -26,7 +26,9 @@
 //   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
 //   uint32_t float_bits(float), float bits_float(uint32_t)
-//   kExpand                      nodes of a tree expanded at once
+//   kExpand                      nodes of a tree expanded at once; with room for a whole level,
+//   tokens
+//                                are gated before it is known which become nodes
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   kMatrixUnit<T>               whether there is one for T; then also copy_packet(T* to, const T*

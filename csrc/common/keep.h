@@ -25,7 +25,6 @@ DSPARK_HOST_DEVICE int list_items(G& g, const GlmShape& shape, int kept, int end
   do {
     uint32_t bits = 0;  // of the scores first .., one part every g.size() * kWidth
     const int step = g.size() * G::kWidth, first = base + g.lane() * G::kWidth;
-    DSPARK_UNROLL
     for (int part = 0; part < kParts; ++part) {
       const int from = first + part * step, left = end - from;
       if (left <= 0) break;

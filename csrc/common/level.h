@@ -140,11 +140,12 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     scores[level.extra + p] = 0;
   }
   g.sync();
-  for (int item = g.lane(); item < shape.paths * shape.candidates; item += g.size()) {
-    const int p = item / shape.candidates, c = item % shape.candidates;
-    // the ids of a level are distinct: only one item writes for a path
-    if (s.path_token[p] >= 0 && level.ids[c] == s.path_token[p]) {
-      s.path_child[p] = s.path_node[p] * level.pitch + c;
+  auto team = g.team();
+  for (int p = team.index(); p < shape.paths; p += team.count()) {
+    const int64_t token = s.path_token[p];
+    for (int c = team.lane(); token >= 0 && c < shape.candidates; c += team.size()) {
+      // the ids of a level are distinct: only one lane writes for a path
+      if (level.ids[c] == token) s.path_child[p] = s.path_node[p] * level.pitch + c;
     }
   }
   g.sync();

@@ -15,13 +15,13 @@ DSPARK_FORCE_INLINE constexpr int padded(int count) {
   return (count + kPitch - 1) / kPitch * kPitch;
 }
 
-// For quotient(): 2³² / divisor, rounded up.
+// For quotient(): 2³¹ / divisor, rounded up.
 DSPARK_FORCE_INLINE constexpr uint32_t inverse_of(int divisor) {
-  return divisor > 0 ? static_cast<uint32_t>((uint64_t{1} << 32) / divisor + 1) : 0;
+  return divisor > 0 ? (uint32_t{1} << 31) / static_cast<uint32_t>(divisor) + 1 : 0;
 }
 // value / divisor, for values and divisors up to 2¹⁵.
 DSPARK_FORCE_INLINE constexpr int quotient(int value, uint32_t inverse) {
-  return static_cast<int>(uint64_t{static_cast<uint32_t>(value)} * inverse >> 32);
+  return static_cast<int>(uint64_t{static_cast<uint32_t>(value)} * inverse >> 31);
 }
 
 // to[m][k][i] = scale(m, k) · row(m, i)[k] for i < count rows of `depth` numbers of each matrix m,

@@ -13,12 +13,23 @@ namespace dspark {
 struct Tails {
   int depth, start;       // of the last level, and its first node
   int length;             // levels below it
+  uint32_t inverse;       // of length
   const int64_t* tokens;  // [P], of the first of these levels; the next ones one further on
   const float* path_scores;
   int stride;    // of both
   float* reach;  // [P][length], scores along each path
   int* order;  // [P][length], among the nodes of that depth: by (score desc, token, parent's order)
 };
+
+// The path of a child, and how many levels below the first of its children.
+template <class G>
+DSPARK_FORCE_INLINE int path_of(const Tails& tails, int child) {
+  return quotient(child, tails.inverse);
+}
+template <class G>
+DSPARK_FORCE_INLINE int steps_of(const Tails& tails, int child) {
+  return child - path_of<G>(tails, child) * tails.length;
+}
 
 // The first of the paths which share a node with path p there.
 template <class G>
@@ -30,23 +41,24 @@ DSPARK_HOST_DEVICE int first_equal(const TreeScratch& s, int p, int j) {
 
 template <class G>
 DSPARK_HOST_DEVICE int child_depth(const Tails& tails, int child) {
-  return tails.depth + 1 + child % tails.length;
+  return tails.depth + 1 + steps_of<G>(tails, child);
 }
 
 template <class G>
 DSPARK_HOST_DEVICE int64_t child_token(const Tails& tails, int child) {
-  return tails.tokens[child / tails.length * tails.stride + child % tails.length];
+  return tails.tokens[path_of<G>(tails, child) * tails.stride + steps_of<G>(tails, child)];
 }
 
 template <class G>
 DSPARK_HOST_DEVICE int child_parent(const Tails& tails, const TreeScratch& s, int child) {
-  return child % tails.length == 0 ? s.path_node[child / tails.length] : tails.order[child - 1];
+  return steps_of<G>(tails, child) == 0 ? s.path_node[path_of<G>(tails, child)]
+                                        : tails.order[child - 1];
 }
 
 // By (depth, order).
 template <class G>
 DSPARK_HOST_DEVICE uint32_t child_order(const Tails& tails, float, int child) {
-  return static_cast<uint32_t>(child % tails.length << kDigitBits | tails.order[child]);
+  return static_cast<uint32_t>(steps_of<G>(tails, child) << kDigitBits | tails.order[child]);
 }
 
 // s.apart[q][p], q <= p: how many levels below the heads paths q and p are one; p alone: until it
@@ -61,7 +73,7 @@ DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& 
   }
   g.sync();
   for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
-    const int p = child / tails.length, j = child % tails.length;
+    const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
     const int64_t token = child_token<G>(tails, child);
     if (token < 0 || token >= shape.vocab) g.lower(&s.apart[p][p], j);
     for (int q = 0; q < p; ++q) {
@@ -76,7 +88,7 @@ template <class G>
 DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& tails,
                                     const GlmWorkspace& work, TreeScratch& s) {
   for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
-    const int p = child / tails.length, j = child % tails.length;
+    const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
     float best = 0;
     for (int q = 0; q < shape.paths && j < s.apart[p][p]; ++q) {
       const float own = tails.path_scores[q * tails.stride + j];  // NaN is not above
@@ -94,8 +106,8 @@ DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& ta
   }
   g.sync();
   for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
-    const int p = child / tails.length;
-    const bool stands = first_equal<G>(s, p, child % tails.length) == p;
+    const int p = path_of<G>(tails, child);
+    const bool stands = first_equal<G>(s, p, steps_of<G>(tails, child)) == p;
     work.scores[child] = stands ? tails.reach[child] : 0;
     tails.order[child] = 0;
   }
@@ -106,22 +118,22 @@ DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& ta
 template <class G>
 DSPARK_HOST_DEVICE void order_paths(G& g, const GlmShape& shape, const Tails& tails,
                                     const GlmWorkspace& work, TreeScratch& s) {
-  const int children = shape.paths * tails.length;
-  for (int item = g.lane(); item < shape.paths * children; item += g.size()) {
-    const int q = item / children, p = item % children / tails.length, j = item % tails.length;
-    const int one = q * tails.length + j, other = p * tails.length + j;
-    if (q >= p || j < s.apart[q][p] || tails.reach[one] + tails.reach[other] == 0) continue;
-    for (int back = 0;; ++back) {  // equal nodes are in the order of their parents
-      const float score = tails.reach[one - back], right = tails.reach[other - back];
-      const int64_t token = child_token<G>(tails, one - back);
-      const int64_t second = child_token<G>(tails, other - back);
-      if (score == right && token == second && back < j) continue;
-      const bool q_first = score != right    ? score > right
-                           : token != second ? token < second
-                                             : s.path_node[q] < s.path_node[p];
+  for (int other = g.lane(); other < shape.paths * tails.length; other += g.size()) {
+    const int p = path_of<G>(tails, other), j = steps_of<G>(tails, other);
+    for (int q = 0; q < p; ++q) {
+      const int one = q * tails.length + j;
+      if (j < s.apart[q][p] || tails.reach[one] + tails.reach[other] == 0) continue;
+      int back = 0;  // equal nodes are in the order of their parents
+      const auto score = [&](int child) { return tails.reach[child - back]; };
+      const auto token = [&](int child) {
+        return tails.tokens[path_of<G>(tails, child) * tails.stride + j - back];
+      };
+      while (back < j && score(one) == score(other) && token(one) == token(other)) ++back;
+      const bool q_first = score(one) != score(other)   ? score(one) > score(other)
+                           : token(one) != token(other) ? token(one) < token(other)
+                                                        : s.path_node[q] < s.path_node[p];
       const int first = q_first ? one : other, next = q_first ? other : one;
       if (work.scores[first] > 0) g.add(&tails.order[next], 1);
-      break;
     }
   }
   g.sync();
@@ -145,7 +157,7 @@ DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, int stay, const G
   }
   g.sync();
   for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = s.child[i], p = child / tails.length, j = child % tails.length;
+    const int child = s.child[i], p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
     s.parent[stay + i] = j == 0 ? place_of(s, tails.start + s.path_node[p])
                                 : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
   }
@@ -165,6 +177,7 @@ DSPARK_HOST_DEVICE int add_tails(G& g, const GlmShape& shape, const int64_t* pat
   const Tails tails{depth,
                     start,
                     length,
+                    inverse_of(length),
                     paths + depth,
                     path_scores + depth,
                     shape.path_length,

@@ -101,15 +101,16 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
     out.scores[to] = used ? s.score[i] : 0.0f;
   }
   const int words = (shape.nodes + 63) / 64;
-  for (int item = g.lane(); item < shape.nodes * words; item += g.size()) {
-    const int node = item / words, word = item % words;
+  for (int node = g.lane(); node < shape.nodes; node += g.size()) {
     const bool used = s.moved[node] < stay;  // then so are its ancestors
-    uint64_t bits = 0;
-    for (int i = node; i >= 0; i = used ? s.parent[i] : -1) {
-      const int to = s.moved[i];
-      if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
+    for (int word = 0; word < words; ++word) {
+      uint64_t bits = 0;
+      for (int i = node; i >= 0; i = used ? s.parent[i] : -1) {
+        const int to = s.moved[i];
+        if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
+      }
+      out.ancestors[s.moved[node] * words + word] = static_cast<int64_t>(bits);
     }
-    out.ancestors[s.moved[node] * words + word] = static_cast<int64_t>(bits);
   }
   if (g.lane() == 0) *out.num_nodes = stay;
 }
