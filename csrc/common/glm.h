@@ -32,22 +32,16 @@ DSPARK_FORCE_INLINE const T* row_of_token(const GlmShape& shape, const T* table,
 // there after wait_for_packets.
 template <class G, typename T, class Row>
 DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, int count, const Row& row, T* to) {
-  constexpr int kRows = 4;  // asked for before the first is used
   auto team = g.team();
-  for (int base = team.index(); base < count; base += kRows * team.count()) {
-    const T* from[kRows];
-    DSPARK_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      const int f = base + i * team.count();
-      from[i] = f < count ? row(f) : nullptr;
-    }
-    DSPARK_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      const int f = base + i * team.count();
+  for (int first = team.index(); first < count; first += team.size() * team.count()) {
+    const int own = first + team.lane() * team.count();  // each lane finds one of the team's rows
+    const T* const found = own < count ? row(own) : nullptr;
+    for (int i = 0; i < team.size(); ++i) {
+      const int f = first + i * team.count();
       if (f >= count) break;
+      const T* from = team.of(i, found);
       for (int k = team.lane() * G::kPacket; k < shape.rank; k += team.size() * G::kPacket) {
-        g.copy_packet(to + f * (shape.rank + kRawPad) + k,
-                      from[i] != nullptr ? from[i] + k : nullptr);
+        g.copy_packet(to + f * (shape.rank + kRawPad) + k, from != nullptr ? from + k : nullptr);
       }
     }
   }
@@ -80,7 +74,8 @@ DSPARK_HOST_DEVICE void gate_tokens(G& g, const GlmShape& shape, const GlmInputs
     if (raw != nullptr) {
       g.wait_for_packets();
       g.sync();
-      g.matrix_product(count, shape.rank, 2 * pitch, raw, pitch + kRawPad, in.mix, work.gates);
+      g.matrix_product(count, shape.rank, 2 * pitch, raw, pitch + kRawPad, in.mix, work.gates,
+                       work.gate_pitch);
     }
   }
   if (raw == nullptr) {
@@ -93,7 +88,7 @@ DSPARK_HOST_DEVICE void gate_tokens(G& g, const GlmShape& shape, const GlmInputs
     DSPARK_SIDE_BY_SIDE(2)
     for (int f = team.index(); f < count; f += team.count()) {
       const float* gate = in.gate + level(f) * 2 * shape.rank + k;
-      float* const gates = work.gates + f * 2 * pitch + k;
+      float* const gates = work.gates + f * work.gate_pitch + k;
       const V a = load_some<G>(gate, left) + G::load_own(gates);
       const V b = load_some<G>(gate + shape.rank, left) + G::load_own(gates + pitch);
       const V x = raw != nullptr ? G::load(raw + f * (pitch + kRawPad) + k)
@@ -118,7 +113,7 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, int level, co
   const float* above = work.states(level + 1);
   DSPARK_SIDE_BY_SIDE(2)
   for (int f = team.index(); f < count; f += team.count()) {
-    const float* gates = work.gates + token_row(f) * 2 * pitch;
+    const float* gates = work.gates + token_row(f) * work.gate_pitch;
     const float* parent = above + parent_row[f] * work.state_pitch;
     for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
       V state = G::load_own(gates + pitch + k);
@@ -267,8 +262,7 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
     const int64_t* from = in.ids + (level - 1) * shape.candidates + i;
     if (p >= 0) from = in.paths + p * shape.path_length + level - 1;
     if (level == 0 || ended) from = in.root;
-    const int64_t token = *from;  // without a branch before it: several are asked for at once
-    if (ended) return static_cast<const T*>(nullptr);
+    const int64_t token = ended ? -1 : *from;
     return row_of_token<G>(shape, in.table_in, shape.table_in_stride, token);
   };
   T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(first)) : nullptr;
@@ -277,8 +271,7 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
       const int pitch = padded(shape.candidates);
       const auto row_out = [&](int f) {
         const int level = quotient(f, work.inverse_candidates), c = f - level * pitch;
-        const T* const row = out(level, c < shape.candidates ? c : 0);
-        return c < shape.candidates ? row : nullptr;
+        return c < shape.candidates ? out(level, c) : nullptr;
       };
       copy_rows(g, shape, rows.start(first + count), row_in, raw);
       copy_rows(g, shape, count * pitch, row_out, reinterpret_cast<T*>(work.rows_out));

@@ -51,7 +51,8 @@ struct GlmLayout {
   int scales;    // [L][Rp] for such rows
   int rows_in;   // [T][Rp] of table_in; for a matrix unit in the place of the first level's states,
                  // [T][Rp + kRawPad]
-  int gates;     // [T][2 Rp]; then what a token keeps of its parent's state, and what it adds
+  int gates;  // [T][gate_pitch]: 2 Rp; then what a token keeps of its parent's state, and what it
+              // adds
   int items, spare;  // what is selected from, nodes and children: in the place of rows_in and
                      // gates, where these belong to one level
   int even, odd;     // [F][state_pitch] states of this level and of the one above
@@ -59,7 +60,7 @@ struct GlmLayout {
   int tails;         // [L]: log of the mass that the candidates leave to the rest of the vocabulary
   int scores;        // [F][Cp] of the children, and one per path after them
   int end;
-  int level_floats, state_pitch;                // of rows_out, and of a state
+  int level_floats, gate_pitch, state_pitch;    // of rows_out, of gates, of states
   uint32_t inverse_candidates, inverse_tokens;  // of Cp, and of a level's tokens; see quotient()
 
   constexpr GlmLayout() = default;
@@ -73,6 +74,7 @@ struct GlmLayout {
     // as many paths, where there are no candidates
     const int children = nodes * (s.candidates > 0 ? candidates : kPitch) + kPitch;
     level_floats = s.matrix_unit ? candidates * raw_pitch / 2 : candidates * rank;
+    gate_pitch = 2 * rank + (s.matrix_unit ? kRawPad : 0);
     state_pitch = s.matrix_unit ? raw_pitch : rank;
     const int states = larger(nodes * state_pitch, s.matrix_unit ? tokens * raw_pitch / 2 : 0);
     const int lists = 2 * (nodes + children);
@@ -84,7 +86,7 @@ struct GlmLayout {
     scales = rows_out + levels * level_floats;
     rows_in = scales + (s.matrix_unit ? levels * rank : 0);
     gates = rows_in + (s.matrix_unit ? 0 : tokens * rank);
-    const int behind = gates + tokens * 2 * rank;
+    const int behind = gates + tokens * gate_pitch;
     items = levels > 1 ? behind : rows_in;
     spare = items + lists / 2;
     even = larger(behind, items + lists);
@@ -105,7 +107,7 @@ struct GlmWorkspace {
   float *mix, *rows_out, *scales, *rows_in, *gates;
   int *items, *spare;
   float *even, *odd, *keys, *tails, *scores;
-  int level_floats, state_pitch;
+  int level_floats, gate_pitch, state_pitch;
   uint32_t inverse_candidates, inverse_tokens;
 
   DSPARK_FORCE_INLINE GlmWorkspace(const GlmLayout& at, char* memory) {
@@ -116,7 +118,7 @@ struct GlmWorkspace {
     spare = reinterpret_cast<int*>(start + at.spare);
     even = start + at.even, odd = start + at.odd, keys = start + at.keys;
     tails = start + at.tails, scores = start + at.scores;
-    level_floats = at.level_floats, state_pitch = at.state_pitch;
+    level_floats = at.level_floats, gate_pitch = at.gate_pitch, state_pitch = at.state_pitch;
     inverse_candidates = at.inverse_candidates, inverse_tokens = at.inverse_tokens;
   }
 

@@ -26,22 +26,23 @@
 //   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
 //   uint32_t float_bits(float), float bits_float(uint32_t)
-//   kExpand                      nodes of a tree expanded at once; with room for a whole level,
-//   tokens
-//                                are gated before it is known which become nodes
+//   kExpand                      nodes of a tree expanded at once; if that is room for a level,
+//                                tokens are gated before it is known which become nodes
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   kMatrixUnit<T>               whether there is one for T; then also copy_packet(T* to, const T*
 //                                from), 16 bytes, zeros from null, there for the member itself
-//                                after wait_for_packets(); and matrix_product(rows, depth, columns,
-//                                in, in_pitch, right, out): out = in · rightᵀ, right
-//                                [columns][depth]; depth and columns are multiples of 16, in and
-//                                out have room for as many rows; ends with a sync
+//                                after wait_for_packets();
+//                                matrix_product(rows, depth, columns, in, in_pitch, right, out,
+//                                out_pitch): out = in · rightᵀ, right [columns][depth]; depth and
+//                                columns are multiples of 16, in and out have room for as many
+//                                rows; ends with a sync;
 //                                scaled_product(rows, depth, columns, in, in_pitch, scale, right,
-//                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats in,
-//                                to the precision of floats; otherwise the same
+//                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats
+//                                in, to the precision of floats; otherwise the same
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
-//                                index() and count(): a warp of a block; else the group itself
+//                                index() and count(): a warp of a block; else the group itself;
+//                                with a matrix unit also of(i, value), what its lane i holds
 //   kLeastTeam                   the size of a team, or less
 //
 // No torch in here, and no function without G among its template parameters: the CPU instantiates

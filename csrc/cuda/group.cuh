@@ -34,6 +34,11 @@ class LaneTeam {
   __device__ T sum(T value) const {
     return reduce(value, [](T a, T b) { return a + b; });
   }
+  template <typename T>
+  __device__ const T* of(int lane, const T* address) const {
+    const auto bits = reinterpret_cast<unsigned long long>(address);
+    return reinterpret_cast<const T*>(__shfl_sync(mask(), bits, lane, kSize));
+  }
   // The sum over the lanes before this one.
   __device__ int scan(int value) const {
     int sum = value;
@@ -150,7 +155,7 @@ class BlockGroup : public Vector4Lanes {
   // A warp computes 80 rows of 16 columns: a level's tokens, or half of those of five.
   template <typename T>
   __device__ void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch,
-                                 const T* right, float* out) const {
+                                 const T* right, float* out, int out_pitch) const {
     using namespace nvcuda::wmma;
     using Element = std::conditional_t<std::is_same_v<T, Bf16>, __nv_bfloat16, __half>;
     constexpr int kSide = 16, kTiles = 5;
@@ -177,8 +182,8 @@ class BlockGroup : public Vector4Lanes {
       DSPARK_UNROLL
       for (int t = 0; t < kTiles; ++t) {
         if (first + t >= row_tiles) continue;
-        float* tile = out + (first + t) * kSide * columns + column;
-        store_matrix_sync(tile, sum[t], columns, mem_row_major);
+        float* tile = out + (first + t) * kSide * out_pitch + column;
+        store_matrix_sync(tile, sum[t], out_pitch, mem_row_major);
       }
     }
     __syncthreads();

@@ -69,6 +69,10 @@ class Team : public Collectives<true> {
   int size() const { return machine_->team_size(); }
   int index() const { return lane_ / size(); }
   int count() const { return machine_->lanes() / size(); }
+  template <typename T>
+  T of(int lane, T value) {
+    return all(value, "of").of[lane];
+  }
 };
 
 class Group : public dspark::Vector4Lanes, public Collectives<false> {
@@ -90,14 +94,14 @@ class Group : public dspark::Vector4Lanes, public Collectives<false> {
   }
   template <typename T>
   void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch, const T* right,
-                      float* out) {
+                      float* out, int out_pitch) {
     for (int item = lane_; item < rows * columns; item += size()) {
       const int f = item / columns, j = item % columns;
       float sum = 0;
       for (int k = 0; k < depth; ++k) {
         sum += to_float(in[f * in_pitch + k]) * to_float(right[j * depth + k]);
       }
-      out[item] = sum;
+      out[f * out_pitch + j] = sum;
     }
     sync();
   }
