@@ -57,17 +57,13 @@ def usable(device: str) -> bool:
     return True
 
 
-def measure_op(
-    op: str, options: argparse.Namespace, console: Console, peaks: list[float]
-) -> list[str]:
+def measure_op(op: str, options: argparse.Namespace, console: Console) -> list[str]:
     """Measure and show an op; which cases and baselines were left out, and why.
 
-    peaks: the best so far of bytes and operations per second, for a machine shared with others.
     Its CSV holds what was measured until the end, or until the GPU was lost.
     """
     device, dtype = options.device, getattr(torch, options.dtype)
-    now = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
-    peaks[:] = map(max, peaks, now)
+    peaks = timing.read_bandwidth(device), timing.peak_flops(device, dtype)
     rows, left_out = [], []
     for case in importlib.import_module(f".bench_{op}", __package__).cases(device, dtype):
         name = f"{op} {case.shape}"
@@ -103,11 +99,11 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     if unknown := set(options.op) - set(OPS):
         parser.error(f"no benchmark of {', '.join(sorted(unknown))}; there are {', '.join(OPS)}")
-    console, left_out, peaks = Console(width=170), [], [0.0, 0.0]
+    console, left_out = Console(width=170), []
     ops = options.op or OPS
     for index, op in enumerate(ops):
         try:
-            left_out += measure_op(op, options, console, peaks)
+            left_out += measure_op(op, options, console)
         except GPULost as lost:
             left_out.append(f"{lost} and the other cases of the op: the GPU was lost")
             if rest := ops[index + 1 :]:  # in a process of their own

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dspark_kernels.results import origin
+from dspark_kernels.results import origin, read_csv
 
 from .timing import CACHE_BYTES, extra_memory, interleaved, synchronize
 
@@ -34,6 +34,23 @@ class Case:
     runs: int = 25
     cold: bool = False  # empty the caches before each call: it reads little of its arguments
     compared: Callable = lambda output: output[0] if isinstance(output, tuple) else output
+
+
+def op_results(folder: Path, device: str) -> list[dict]:
+    """The rows of all ops, their shares of one machine's limits: the best that any op's run saw.
+
+    A machine shared with others gives half of them for half a minute at times.
+    """
+    found = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read_csv(path)]
+    rows = [row for row in found if row.get("implementation")]
+    for share, reached, limit in (
+        ("bandwidth_share", "gigabytes_per_second", "read_gigabytes_per_second"),
+        ("compute_share", "gigaflops", "peak_gigaflops"),
+    ):
+        best = max((row[limit] for row in rows), default=math.nan)
+        for row in rows:
+            row[share] = row[reached] / best
+    return rows
 
 
 def compiled(function: Callable) -> Callable:

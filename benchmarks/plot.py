@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 from dspark_kernels.results import read_csv
 
-from .common import RESULTS
+from .common import RESULTS, op_results
 
 PICTURES: dict[str, Callable] = {}
 SIZE = (8, 4.2)  # inches
@@ -35,8 +35,7 @@ def new_figure(title: str, row: dict, size=SIZE):
 @picture
 def roofline(folder: Path, device: str):
     """Every op's shapes as shares of the measured bandwidth or arithmetic, whichever is larger."""
-    rows = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read_csv(path)]
-    rows = [row for row in rows if row.get("implementation") == "ours"]
+    rows = [row for row in op_results(folder, device) if row["implementation"] == "ours"]
     if not rows:
         return None
     size = (8, 1.2 + 0.22 * len(rows))

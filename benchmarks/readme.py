@@ -11,7 +11,7 @@ from pathlib import Path
 from dspark_kernels.results import read_csv
 
 from .bench_tree_attention import YARDSTICKS
-from .common import RESULTS
+from .common import RESULTS, op_results
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -32,14 +32,9 @@ def where(row: dict) -> str:
 
 def ops_table(folder: Path, device: str) -> str | None:
     """Every op and shape, beside its fastest baseline."""
-    found = [row for path in sorted(folder.glob(f"*_{device}.csv")) for row in read_csv(path)]
-    found = [row for row in found if row.get("implementation") not in (None, *YARDSTICKS)]
+    found = op_results(folder, device)
+    found = [row for row in found if row["implementation"] not in YARDSTICKS]
     lines = []
-    # one machine has one limit: the best that any op's run saw
-    limits = [
-        max((row[limit] for row in found), default=0)
-        for limit in ("read_gigabytes_per_second", "peak_gigaflops")
-    ]
     for ours in (row for row in found if row["implementation"] == "ours"):
         others = [
             row
@@ -53,8 +48,7 @@ def ops_table(folder: Path, device: str) -> str | None:
             [
                 *(ours["op"], ours["shape"], f"{ours['microseconds']:.0f}"),
                 *(best["implementation"], f"{best['microseconds']:.0f}", f"{best['ratio']:.1f}"),
-                f"{ours['gigabytes_per_second'] / limits[0]:.0%}",
-                f"{ours['gigaflops'] / limits[1]:.0%}",
+                *(f"{ours[share]:.0%}" for share in ("bandwidth_share", "compute_share")),
                 f"{ours['extra_bytes'] / 2**20:.2f}",
             ]
         )

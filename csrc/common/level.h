@@ -97,7 +97,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
   constexpr bool kInParts = G::kExpand < kMaxNodes;
   if constexpr (kInParts) {
     if (count > G::kExpand) {
-      for (int i = g.lane(); i < kBins; i += g.size()) s.select.histogram[i] = 0;
+      clear(g, s.select);
       g.sync();
       for (int i = g.lane(); i < kept; i += g.size()) {
         g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
