@@ -127,7 +127,7 @@ def _in_turn(
 
 def read_bandwidth(device: str) -> float:
     """Bytes per second of the best of several sums over memory that no cache holds."""
-    data = torch.ones(2**26, device=device)
+    data = torch.ones(2**29 if device == "cuda" else 2**26, device=device)
     for _ in range(3):
         data.sum()
     synchronize(device)
