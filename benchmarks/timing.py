@@ -62,7 +62,22 @@ class Calls:
         return cls(eager, _captured(eager) if device == "cuda" else None)
 
 
+def _stops_the_host(call: Callable) -> bool:
+    """Whether a call waits for the GPU: a capture that fails for it leaves its process unusable."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return False
+
+
 def _captured(calls: list[Callable]) -> list[Callable] | None:
+    if _stops_the_host(calls[0]):
+        return None
     pool, replays = torch.cuda.graph_pool_handle(), []
     torch.cuda.synchronize()
     for call in calls:

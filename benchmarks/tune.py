@@ -38,7 +38,8 @@ HEADER = '''\
 
 An entry is (size limits, block sizes, warps, stages, programs per SM). The sizes are (M, k) for
 linear_topk, (k,) for logits_topk, (V,) for sample_logits, (B,) for draft_blocks, (M, columns of the
-output per SM) for fused_linear and (query rows per KV head, E) for tree_attention.
+output per SM) for fused_linear and (query rows per KV head, E, slots of the cache per SM) for
+tree_attention.
 
 `python -m benchmarks.tune` rewrites this file. What MEASURED does not name was chosen on paper, and
 checked by compiling (`tests/test_triton_aot.py`).
@@ -81,7 +82,8 @@ def case(op, kind, sizes, device):
         weights = list(normal(1 + gated, width, D, dtype=dtype))
         return lambda: fused_linear(x, weights, [], None, 0.0, gated, None)
     rows, width = min(sizes[0], 256), min(sizes[1], 256)
-    batch, nodes, heads, group, slots = 4, rows // 4, 8, 4, 16384
+    batch, nodes, heads, group = 4, rows // 4, 8, 4
+    slots = 16384 if sizes[2] == tiles.ANY else 2048
     q = normal(batch, nodes, heads * group, width, dtype=torch.bfloat16 if kind == "fp8" else dtype)
     cache = normal(2, batch, slots, heads, width, dtype=dtype)
     lengths = torch.full((batch,), slots - nodes, dtype=torch.int32, device=device)

@@ -51,6 +51,16 @@ def device_of(tensor: torch.Tensor) -> Device:
     return Device(80, 2) if INTERPRETER else _cuda_device(tensor.get_device())
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up; Triton's own, which kernels may call too, takes the host 5 µs."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The lowest power of 2 that is at least n, for n > 0; see `ceil_div`."""
+    return 1 << (n - 1).bit_length()
+
+
 def crossover(op: str, device: Device, dtype: torch.dtype) -> int:
     """The largest number of rows for which one fused pass over the weight beats plain products."""
     return CROSSOVER[_key(op, device, dtype)]

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import device_of, tile
+from .config import ceil_div, device_of, tile
 from .matmul import balanced_tiles, weight_times_rows
 
 
@@ -49,10 +49,10 @@ def draft_blocks(hidden, weight, bias, features, residual_scale):
     rows = heads * width
     device = device_of(hidden)
     chosen = tile("draft_blocks", device, hidden.dtype, batch)
-    grid_rows = triton.cdiv(batch, chosen.blocks["BLOCK_M"])
+    grid_rows = ceil_div(batch, chosen.blocks["BLOCK_M"])
     _, tile_rows = balanced_tiles(rows, chosen.blocks["BLOCK_V"], device.sms * chosen.per_sm)
     with torch.cuda.device_of(hidden):
-        _draft_blocks_kernel[grid_rows, triton.cdiv(rows, tile_rows)](
+        _draft_blocks_kernel[grid_rows, ceil_div(rows, tile_rows)](
             hidden, features, weight, bias, residual_scale, out, batch, rows, tile_rows,
             hidden.stride(0), features.stride(0), weight.stride(0),
             D=width, F=features.shape[1], **chosen.options(),

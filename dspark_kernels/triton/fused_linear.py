@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import crossover, device_of, tile
+from .config import ceil_div, crossover, device_of, tile
 from .matmul import balanced_tiles, plain_product, weight_times_rows
 from .norm import rms_norm
 
@@ -141,7 +141,7 @@ def _finish_parts(parts, up_parts, residual, out):
     splits, rows, columns = parts.shape
     block = 1024
     if parts.numel() > 0:
-        _finish_kernel[rows, triton.cdiv(columns, block)](
+        _finish_kernel[rows, ceil_div(columns, block)](
             parts, up_parts, residual, out, columns, parts.stride(0), parts.stride(1),
             out.stride(0), SPLITS=splits, BLOCK=block,
         )  # fmt: skip
@@ -151,21 +151,21 @@ def _fused(x, weights, biases, gated, residual, out):
     """Few rows: one pass over the weights."""
     (rows, depth), width = x.shape, out.shape[1]
     device = device_of(x)
-    chosen = tile("fused_linear", device, x.dtype, rows, triton.cdiv(width, device.sms))
+    chosen = tile("fused_linear", device, x.dtype, rows, ceil_div(width, device.sms))
     block_m, block_v, block_d = (chosen.blocks[f"BLOCK_{axis}"] for axis in "MVD")
     places = device.sms * chosen.per_sm
     _, tile_rows = balanced_tiles(width, block_v, places)
     tile_rows = max(tile_rows, min(block_m, block_v))  # no more of x than of the weight
     heights = [len(weight) for weight in weights[: 1 if gated else None]]
-    tiles = sum(triton.cdiv(height, tile_rows) for height in heights)
+    tiles = sum(ceil_div(height, tile_rows) for height in heights)
     splits = max(1, min(places // tiles, depth // MIN_COLUMNS))
-    share = triton.cdiv(triton.cdiv(depth, splits), block_d) * block_d
-    splits = triton.cdiv(depth, share)
+    share = ceil_div(ceil_div(depth, splits), block_d) * block_d
+    splits = ceil_div(depth, share)
     parts = None
     if splits > 1:
         parts = x.new_empty(splits, rows, width * (1 + gated), dtype=torch.float32)
     absent = [None] * (4 - len(weights))
-    _fused_linear_kernel[triton.cdiv(rows, block_m), tiles, splits](
+    _fused_linear_kernel[ceil_div(rows, block_m), tiles, splits](
         x, *weights, *absent, *(biases or [None] * len(weights)), *absent, residual, out, parts,
         rows, width, tile_rows, share, *heights, *[0] * (4 - len(heights)), x.stride(0),
         weights[0].stride(0), D=depth, GATED=gated, **chosen.options(),

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import crossover, device_of, tile
+from .config import ceil_div, crossover, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking
 from .matmul import balanced_tiles, plain_product, weight_times_rows
 from .merge_topk import merge_partials
@@ -68,7 +68,7 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     device = device_of(x)
     chosen = tile("linear_topk", device, x.dtype, rows, k)
     block_m, block_v = chosen.blocks["BLOCK_M"], chosen.blocks["BLOCK_V"]
-    grid_rows = triton.cdiv(rows, block_m)
+    grid_rows = ceil_div(rows, block_m)
     programs, tile_rows = balanced_tiles(
         vocabulary, block_v, device.sms * chosen.per_sm // max(1, grid_rows)
     )
@@ -78,7 +78,7 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     _linear_topk_kernel[grid_rows, programs](
         x, weight, bias, *noise, id_map, scratch, packed, logsumexp, rows, vocabulary, tile_rows,
         x.stride(0), weight.stride(0), vocab_offset,
-        D=width, K=k, BLOCK_K=triton.next_power_of_2(k),
+        D=width, K=k, BLOCK_K=next_power_of_2(k),
         CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **chosen.options(),
     )  # fmt: skip
     return packed, logsumexp
@@ -88,7 +88,7 @@ def _chunked(x, weight, k, bias, noise, id_map, vocab_offset):
     """Partial results by plain products, one chunk of the vocabulary at a time."""
     rows, vocabulary = x.shape[0], weight.shape[0]
     chunk = max(1024, CHUNK_ELEMENTS // rows // 1024 * 1024)
-    ranking = LogitsRanking(x, rows, min(chunk, vocabulary), k, triton.cdiv(vocabulary, chunk))
+    ranking = LogitsRanking(x, rows, min(chunk, vocabulary), k, ceil_div(vocabulary, chunk))
     for index, first in enumerate(range(0, vocabulary, chunk)):
         logits = plain_product(x, weight[first : first + chunk])
         if bias is not None:

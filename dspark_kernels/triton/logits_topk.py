@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import device_of, tile
+from .config import ceil_div, device_of, next_power_of_2, tile
 from .topk import add_tile, empty_results, store_part
 
 
@@ -39,9 +39,9 @@ class LogitsRanking:
     def __init__(self, like, rows, columns, k, chunks=1):
         device = device_of(like)
         self.tile = tile("logits_topk", device, torch.float32, k)
-        self.grid_rows = triton.cdiv(rows, self.tile.blocks["BLOCK_M"])
+        self.grid_rows = ceil_div(rows, self.tile.blocks["BLOCK_M"])
         programs = max(1, device.sms * self.tile.per_sm // max(1, self.grid_rows))
-        self.parts = min(programs, triton.cdiv(columns, self.tile.blocks["BLOCK_V"]))
+        self.parts = min(programs, ceil_div(columns, self.tile.blocks["BLOCK_V"]))
         self.packed = like.new_empty(chunks * self.parts, rows, k, dtype=torch.int64)
         self.logsumexp = like.new_empty(chunks * self.parts, rows, dtype=torch.float32)
 
@@ -52,6 +52,6 @@ class LogitsRanking:
         _logits_topk_kernel[self.grid_rows, self.parts](
             logits, *noise, id_map, floor, self.packed, self.logsumexp, rows, columns,
             logits.stride(0), first, chunk * self.parts, vocab_offset,
-            K=k, BLOCK_K=triton.next_power_of_2(k),
+            K=k, BLOCK_K=next_power_of_2(k),
             CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **self.tile.options(),
         )  # fmt: skip

@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .config import ceil_div
+
 
 @triton.jit
 def _tile(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
@@ -51,9 +53,9 @@ def weight_times_rows(
 def balanced_tiles(rows: int, block: int, programs: int) -> tuple[int, int]:
     """Programs to launch (at most `programs`) and rows per tile (at most `block`): equal shares."""
     rows, programs = max(1, rows), max(1, programs)
-    tiles = triton.cdiv(rows, block * programs) * programs
-    tile_rows = min(block, triton.cdiv(triton.cdiv(rows, tiles), 16) * 16)
-    return min(programs, triton.cdiv(rows, tile_rows)), tile_rows
+    tiles = ceil_div(rows, block * programs) * programs
+    tile_rows = min(block, ceil_div(ceil_div(rows, tiles), 16) * 16)
+    return min(programs, ceil_div(rows, tile_rows)), tile_rows
 
 
 def plain_product(x, weight):

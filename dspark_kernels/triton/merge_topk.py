@@ -4,6 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .config import ceil_div, next_power_of_2
+
 from .topk import LOWEST, finite_or_zero, pack, unpack
 
 CANDIDATES = 4096  # that one program sorts
@@ -49,9 +51,9 @@ def _merge(packed, keys, ids, logsumexp, k):
     """Merge packed values (or keys and ids) [S, M, k_in], level by level in groups of shards."""
     source = keys if packed is None else packed
     shards, rows, k_in = source.shape
-    block_s = min(triton.next_power_of_2(shards), 1 << max(1, CANDIDATES // k_in).bit_length() - 1)
-    block_k = max(2, triton.next_power_of_2(k))  # tl.topk has no k = 1
-    groups = triton.cdiv(shards, block_s)
+    block_s = min(next_power_of_2(shards), 1 << max(1, CANDIDATES // k_in).bit_length() - 1)
+    block_k = max(2, next_power_of_2(k))  # tl.topk has no k = 1
+    groups = ceil_div(shards, block_s)
     out_lse = logsumexp.new_empty(groups, rows)
     if groups == 1:
         out_packed = None
@@ -63,7 +65,7 @@ def _merge(packed, keys, ids, logsumexp, k):
     _merge_topk_kernel[rows, groups](
         packed, keys, ids, logsumexp, out_packed, out_keys, out_ids, out_lse, rows, shards,
         K_IN=k_in, K=k, BLOCK_K=block_k, BLOCK_S=block_s,
-        BLOCK_C=max(block_k, triton.next_power_of_2(block_s * k_in)), num_warps=8,
+        BLOCK_C=max(block_k, next_power_of_2(block_s * k_in)), num_warps=8,
     )  # fmt: skip
     if groups == 1:
         return out_keys[0], out_ids[0], out_lse[0]

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .config import next_power_of_2
+
 
 @triton.jit
 def rms_factor(squares, eps, WIDTH: tl.constexpr):
@@ -31,7 +33,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Rows of x [M, D], M > 0, with adjacent elements, normalized; weight [D] contiguous."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows, width = x.shape
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     _rms_norm_kernel[rows,](
         x, weight, out, x.stride(0), eps, D=width, BLOCK_D=block,
         num_warps=min(16, max(4, block // 512)),

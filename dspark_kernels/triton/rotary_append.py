@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .config import ceil_div, next_power_of_2
 from .norm import rms_factor
 
 BLOCK_H = 8  # heads of a program
@@ -100,12 +101,12 @@ def rotary_append(
     if batch * nodes == 0:
         return out
     with torch.cuda.device_of(qkv):
-        _rotary_append_kernel[batch * nodes, triton.cdiv(heads, BLOCK_H)](
+        _rotary_append_kernel[batch * nodes, ceil_div(heads, BLOCK_H)](
             qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
             block_table, rows, out, nodes, max_blocks * block_size, blocks,
             *k_cache.stride()[:3], *v_cache.stride()[:3],
             Q_HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, E=head_dim,
-            BLOCK_E=triton.next_power_of_2(head_dim // 2),
+            BLOCK_E=next_power_of_2(head_dim // 2),
             BLOCK_SIZE=1 if block_table is None else block_size, BLOCK_H=BLOCK_H,
         )  # fmt: skip
     return out

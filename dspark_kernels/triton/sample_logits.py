@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import device_of, tile
+from .config import ceil_div, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking
 from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
@@ -167,8 +167,8 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     """The lowest logits / τ that top-k, top-p and min-p keep, float32 [rows]."""
     rows, vocabulary = logits.shape
     chosen = tile("sample_logits", device_of(logits), torch.float32, vocabulary)
-    parts = min(triton.cdiv(vocabulary, chosen.blocks["BLOCK_V"]), MAX_PARTS)
-    grid, block_p = (rows, parts), triton.next_power_of_2(parts)
+    parts = min(ceil_div(vocabulary, chosen.blocks["BLOCK_V"]), MAX_PARTS)
+    grid, block_p = (rows, parts), next_power_of_2(parts)
     highest, total = (logits.new_empty(rows, parts, dtype=torch.float32) for _ in range(2))
     low = logits.new_empty(PASSES.value, rows, dtype=torch.int64)
     above = logits.new_empty(PASSES.value, rows, parts, INTERVALS.value, dtype=torch.float32)

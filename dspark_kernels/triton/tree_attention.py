@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import device_of, tile
+from .config import ceil_div, device_of, next_power_of_2, tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -276,9 +276,11 @@ def tree_attention(
     group = heads // kv_heads
     device = device_of(q)
     dtype = q.dtype if q.dtype == torch.float32 else k_cache.dtype  # float32 on the plain cores
-    chosen = tile("tree_attention", device, dtype, nodes * group, head_dim)
-    grid = (triton.cdiv(nodes * group, chosen.blocks["BLOCK_M"]), batch * kv_heads)
-    tiles = triton.cdiv(max_blocks * block_size, chosen.blocks["BLOCK_N"])
+    slots = max_blocks * block_size
+    work = ceil_div(batch * kv_heads * slots, device.sms)
+    chosen = tile("tree_attention", device, dtype, nodes * group, head_dim, work)
+    grid = (ceil_div(nodes * group, chosen.blocks["BLOCK_M"]), batch * kv_heads)
+    tiles = ceil_div(slots, chosen.blocks["BLOCK_N"])
     splits = split_count(max(1, grid[0] * grid[1]), tiles, device.sms * chosen.per_sm)
     out, lse = (
         torch.empty_like(q, memory_format=torch.contiguous_format),
@@ -288,7 +290,7 @@ def tree_attention(
     if splits > 1:
         parts = q.new_empty(splits, *out.shape, dtype=torch.float32)
         parts_lse = q.new_empty(splits, *lse.shape, dtype=torch.float32)
-    block_e = max(16, triton.next_power_of_2(head_dim))
+    block_e = max(16, next_power_of_2(head_dim))
     options = chosen.options()
     sizes = chosen.blocks["BLOCK_N"], page
     if block_table is not None:  # a cache tile waits for its block ids: twice the distance
@@ -297,19 +299,19 @@ def tree_attention(
         _tree_attention_kernel[*grid, splits](
             q, k_cache, v_cache, cache_seqlens, ancestors, block_table, k_scale, v_scale, rows,
             parts, parts_lse, scale, softcap, nodes, q.shape[:-2].numel(),
-            max_blocks * block_size, blocks, window, 0 if q.dim() == 3 else q.stride(0),
+            slots, blocks, window, 0 if q.dim() == 3 else q.stride(0),
             *q.stride()[-3:-1], *k_cache.stride()[:3], *v_cache.stride()[:3],
             KV_HEADS=kv_heads, GROUP=group, E=head_dim, BLOCK_E=block_e,
             WORDS=ancestors.shape[2], BLOCK_SIZE=page,
             WINDOW=window > 0, SOFTCAP=softcap > 0,
             SCALED=softcap > 0 or k_scale is not None or scale <= 0,
             WHOLE=not window and max(sizes) % min(sizes) == 0,
-            TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, triton.next_power_of_2(nodes))),
+            TAIL=min(64, chosen.blocks["BLOCK_N"], max(16, next_power_of_2(nodes))),
             **options,
         )  # fmt: skip
         if splits > 1:
             _merge_splits_kernel[(lse.numel(),)](
                 parts, parts_lse, out, lse, splits, E=head_dim, BLOCK_E=block_e,
-                BLOCK_S=triton.next_power_of_2(splits),
+                BLOCK_S=next_power_of_2(splits),
             )  # fmt: skip
     return out, lse
