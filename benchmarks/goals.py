@@ -83,7 +83,7 @@ def main() -> int:
     options = parser.parse_args()
     rows = [row for path in sorted(options.csv.glob("*_cuda.csv")) for row in read_csv(path)]
     rows = [row for row in rows if "implementation" in row]
-    console = Console(width=130)
+    console = Console(width=150)
     console.print(table_of(rows))
     console.print(f"on {rows[0]['device']}" if rows else "no results of a GPU here")
     return 0

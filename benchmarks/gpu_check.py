@@ -137,7 +137,7 @@ def steps(results, build):
     results = ["--csv", str(results)]
     measured = {
         "launches": (pytest("tests/test_gpu.py", "-k", PROFILED), 60),
-        "step graph": (module("step_graph"), 60),
+        "step graph": (module("step_graph", *results), 60),
         "ops": ([sys.executable, "-m", "benchmarks", "--device", "cuda", *results], 240),
         "step": (module("bench_step", *STEP, *results), 60),
         "goals": (module("goals", *results), 20),

@@ -59,6 +59,33 @@ def ops_table(folder: Path, device: str) -> str | None:
     return f"{table}\n\n{where(found[0])}"
 
 
+def steps_table(folder: Path) -> str | None:
+    """A plain step and a step with trees on a GPU, each as one CUDA graph."""
+    steps = read_csv(folder / "step_graph_cuda.csv")
+    plain = {row["requests"]: row["graph_ms"] for row in steps if row["nodes"] == 1}
+    found = [
+        ("Llama, 1.2B, 512", row["requests"], row["nodes"], plain[row["requests"]], row["graph_ms"])
+        for row in steps
+        if row["nodes"] > 1
+    ]
+    other = read_csv(folder / "step_cuda.csv")
+    found += [
+        (
+            f"{row['config']}, {row['context']:.0f}", row["batch"], row["nodes"],
+            row["plain_graph_ms"], row["tree_graph_ms"],
+        )
+        for row in other
+    ]  # fmt: skip
+    if not found:
+        return None
+    lines = [
+        [model, f"{batch:.0f}", f"{nodes:.0f}", f"{one:.2f}", f"{tree:.2f}", f"{tree / one:.2f}"]
+        for model, batch, nodes, one, tree in found
+    ]
+    columns = ["model, context", "requests", "nodes each", "plain ms", "tree ms", "to break even"]
+    return f"{markdown(columns, lines)}\n\n{where({'dtype': 'bfloat16'} | (steps or other)[0])}"
+
+
 def decode_table(folder: Path, name: str) -> str | None:
     """Every method by number of requests at once, and its speed-up by category."""
     rows = read_csv(folder / f"{name}_cpu.csv")
@@ -113,6 +140,8 @@ def phases_table(folder: Path) -> str | None:
 TABLES = {
     "ops": partial(ops_table, device="cpu"),
     "gpu": partial(ops_table, device="cuda"),
+    "h100": lambda folder: ops_table(folder / "h100", "cuda"),
+    "steps": steps_table,
     "decode": partial(decode_table, name="decode"),
     "batches": partial(decode_table, name="decode_batches"),
     "phases": phases_table,

@@ -1,8 +1,12 @@
-"""A whole step on a GPU, eager and as one CUDA graph, beside plain decoding.
+"""A whole step on a GPU, eager and as one CUDA graph: python -m benchmarks.step_graph [--csv DIR]
 
+Plain decoding, a tree of one node, is beside it.
 The target is of the Llama architecture with random weights, so nothing is said about acceptance:
 only what a step costs, how many kernels it launches, and how long the GPU waits between them.
 """
+
+import argparse
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,6 +17,7 @@ from dspark_kernels.decode import prefill, step
 from dspark_kernels.graph import Graphs
 from dspark_kernels.heads import DraftConfig, DraftModel
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.results import origin, write_csv
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock
 
@@ -72,10 +77,11 @@ def launches_and_gaps(run) -> tuple[int, float]:
 
 @torch.inference_mode()
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--csv", type=Path, metavar="DIR", help="write <DIR>/step_graph_cuda.csv")
+    options = parser.parse_args()
     target, draft = load("cuda")
-    table = Table(
-        "requests", "nodes", "eager ms", "graph ms", "launches", "eager gaps, graph gaps ms"
-    )
+    rows = []
     for batch in BATCHES:
         prompts = torch.randint(target.lm_head.shape[0], (batch, PROMPT)).tolist()
         room = SIZES[-1] + draft.max_depth + 1
@@ -94,13 +100,22 @@ def main() -> None:
                 replayed()
             count, idle = launches_and_gaps(eager)
             _, replayed_idle = launches_and_gaps(replayed)
-            table.add_row(
-                str(batch), str(nodes), f"{milliseconds(eager):.3f}",
-                f"{milliseconds(replayed):.3f}", str(count), f"{idle:.3f}, {replayed_idle:.3f}",
+            rows.append(
+                {
+                    "requests": batch, "nodes": nodes, "launches": count,
+                    "eager_ms": milliseconds(eager), "eager_gaps_ms": idle,
+                    "graph_ms": milliseconds(replayed), "graph_gaps_ms": replayed_idle,
+                }
             )  # fmt: skip
+    table = Table(*(name.removesuffix("_ms").replace("_", " ") for name in rows[0]))
+    for row in rows:
+        values = (f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values())
+        table.add_row(*values)
     Console(width=120).print(
-        table, f"on {torch.cuda.get_device_name()}; one node is plain decoding"
+        table, f"ms, on {torch.cuda.get_device_name()}; one node is plain decoding"
     )
+    if options.csv:
+        write_csv(options.csv / "step_graph_cuda.csv", [row | origin("cuda") for row in rows])
 
 
 if __name__ == "__main__":

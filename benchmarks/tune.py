@@ -32,6 +32,7 @@ from dspark_kernels.triton.tree_attention import tree_attention
 V, D = 151936, 4096
 DTYPES = {"half": torch.bfloat16, "single": torch.float32, "fp8": torch.float8_e4m3fn}
 FIXED = ("BLOCK_M",)  # the shape class
+CROSSING = {"linear_topk": 8, "fused_linear": 32, "fused_linears": tiles.ANY}  # the second size
 BATCHES = (16, 32, 64, 96, 128, 192, 256, 384, 512)  # where to look for the crossover
 HEADER = '''\
 """The table of tiles: (op, dtype class, capability) -> entries; the first that fits serves.
@@ -76,7 +77,7 @@ def case(op, kind, sizes, device):
         hidden, bias = normal(rows, D, dtype=dtype), normal(5, D, dtype=dtype)
         weight = normal(5, D, D, dtype=dtype)
         return lambda: draft_blocks(hidden, weight, bias, None, None)
-    if op == "fused_linear":
+    if op in ("fused_linear", "fused_linears"):
         x, gated = normal(rows, D, dtype=dtype), sizes[1] == tiles.ANY
         width = 14336 if gated else sizes[1] * config.device_of(x).sms
         weights = list(normal(1 + gated, width, D, dtype=dtype))
@@ -201,8 +202,7 @@ def find_crossover(key):
     op, kind, _ = key
     largest = 0
     for rows in BATCHES:
-        sizes = (rows, 8 if op == "linear_topk" else tiles.ANY)
-        call, durations = case(op, kind, sizes, "cuda"), []
+        call, durations = case(op, kind, (rows, CROSSING[op]), "cuda"), []
         for limit in (tiles.ANY, 0):
             config.CROSSOVER[key] = limit
             durations.append(measure(call))
@@ -217,7 +217,8 @@ def render(table, crossover, measured):
     """The text of tiles.py."""
     lines = [HEADER, f"MEASURED = {measured!r}\n\n".replace("'", '"')]
     lines.append(
-        "# rows of x up to which an op is fused; above it, plain products\nCROSSOVER = {\n"
+        "# rows of x up to which an op is fused; above it, plain products\n"
+        "# (fused_linears: several weights at once)\nCROSSOVER = {\n"
     )
     for (op, kind, capability), rows in crossover.items():
         lines.append(f'    ("{op}", "{kind}", {capability}): {rows},\n')

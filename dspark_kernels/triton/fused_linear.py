@@ -199,7 +199,8 @@ def fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
     out = x.new_empty(len(x), sum(len(weight) for weight in weights[: 1 if gated else None]))
     if out.numel() == 0:
         return out
-    few = len(x) <= crossover("fused_linear", device_of(x), x.dtype)
+    which = "fused_linear" if len(weights) == 1 else "fused_linears"
+    few = len(x) <= crossover(which, device_of(x), x.dtype)
     run = _fused if few else _by_products
     with torch.cuda.device_of(x):
         if norm_weight is not None:

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 
 from .config import ceil_div, next_power_of_2
-
 from .topk import LOWEST, finite_or_zero, pack, unpack
 
 CANDIDATES = 4096  # that one program sorts

@@ -11,11 +11,10 @@ checked by compiling (`tests/test_triton_aot.py`).
 
 ANY = 1 << 30
 
-MEASURED = {
-    90: "NVIDIA H200, torch 2.11.0+cu130, Triton 3.6.0 (half; not E 256, nor k > 16 at M 32)"
-}
+MEASURED = {90: "H200, torch 2.11.0+cu130, Triton 3.6.0 (half; not E 256, nor k > 16 at M 32)"}
 
 # rows of x up to which an op is fused; above it, plain products
+# (fused_linears: several weights at once)
 CROSSOVER = {
     ("linear_topk", "half", 80): 64,
     ("linear_topk", "half", 90): 64,
@@ -29,6 +28,12 @@ CROSSOVER = {
     ("fused_linear", "single", 80): 256,
     ("fused_linear", "single", 90): 256,
     ("fused_linear", "single", 100): 256,
+    ("fused_linears", "half", 80): 64,
+    ("fused_linears", "half", 90): 128,
+    ("fused_linears", "half", 100): 64,
+    ("fused_linears", "single", 80): 256,
+    ("fused_linears", "single", 90): 256,
+    ("fused_linears", "single", 100): 256,
 }
 
 TILES = {
@@ -114,7 +119,8 @@ TILES = {
         ((16, 16), {"BLOCK_M": 16, "BLOCK_V": 16, "BLOCK_D": 256}, 4, 3, 3),
         ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 6, 1),
         ((16, ANY), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 3, 1),
-        ((ANY, ANY), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 4, 1),
+        ((64, ANY), {"BLOCK_M": 64, "BLOCK_V": 64, "BLOCK_D": 128}, 4, 4, 1),
+        ((ANY, ANY), {"BLOCK_M": 128, "BLOCK_V": 64, "BLOCK_D": 64}, 8, 4, 1),
     ],
     ("fused_linear", "half", 100): [
         ((16, 32), {"BLOCK_M": 16, "BLOCK_V": 16, "BLOCK_D": 256}, 4, 5, 2),
