@@ -131,6 +131,16 @@ def test_large_vocabulary(cuts, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("spread", [2.0, 1e-3, 0.0])
+def test_more_candidates_than_are_noted(spread, device):
+    """Close to each other, or equal: all matter until the last passes, or to the end."""
+    arguments = inputs(4, 24_000, "top_k top_p", seed=5, device=device)
+    arguments["logits"] = 9 + spread * arguments["logits"]
+    arguments["top_k"] = torch.tensor([20_000, 40, 1, 0], dtype=torch.int32, device=device)
+    check(arguments)
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize("cuts", CUTS[1:])
 def test_ties_share_their_fate(cuts, device):
     arguments = inputs(12, 50, cuts, device=device)

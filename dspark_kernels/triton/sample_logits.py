@@ -3,7 +3,8 @@
 Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or
 less than top_p of the mass. The floor is the lowest such value, found among the bit patterns of
 float32 in 8 passes of 16 intervals. A pass is a launch, in which several programs share a row; what
-they count is added up, in a fixed order, by the next one.
+they count is added up, in a fixed order, by the next one. Once few logits are left that can matter,
+a program notes their columns, and later passes read these alone.
 """
 
 import torch
@@ -17,6 +18,7 @@ from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
+LISTED = tl.constexpr(1024)  # columns that a program notes at most
 
 
 @triton.jit
@@ -36,9 +38,12 @@ def _weigh(x, shift, floor, MASS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["V"])
 def _highest_kernel(
-    logits_ptr, temperature_ptr, highest_ptr, V, logits_stride, BLOCK_V: tl.constexpr
+    logits_ptr, temperature_ptr, highest_ptr, length_ptr, V, logits_stride, BLOCK_V: tl.constexpr
 ):  # fmt: skip
-    """The highest logits / τ of a row in part program_id(1): highest [rows, parts]."""
+    """The highest logits / τ of a row in part program_id(1): highest [rows, parts].
+
+    There is no list of columns yet: length [rows, parts] is -1.
+    """
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     temperature = tl.load(temperature_ptr + row)
     highest = tl.full((BLOCK_V,), float("-inf"), tl.float32)
@@ -48,6 +53,7 @@ def _highest_kernel(
             x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             highest = tl.maximum(highest, x)
     tl.store(highest_ptr + row * parts + part, tl.max(highest, axis=0))
+    tl.store(length_ptr + row * parts + part, -1)
 
 
 @triton.jit
@@ -92,12 +98,15 @@ def _narrow(
 @triton.jit(do_not_specialize=["V", "number"])
 def _pass_kernel(
     logits_ptr, temperature_ptr, cut_ptr, highest_ptr, floor_ptr, low_ptr, above_ptr, total_ptr,
-    V, logits_stride, number, MASS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
+    list_ptr, length_ptr, V, logits_stride, number,
+    MASS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Pass `number` over a row's part program_id(1).
 
     low [PASSES, rows] is where its intervals start, above [PASSES, rows, parts, INTERVALS] the
     weights above their ends, total [rows, parts] all weight. Only what is at least `floor` counts.
+    list [rows, parts, LISTED] holds the columns of all that is not below a pass's intervals, as
+    soon as they fit: length [rows, parts], -1 until then.
     """
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows = tl.num_programs(0)
@@ -119,15 +128,32 @@ def _pass_kernel(
         floor = tl.cast(float("-inf"), tl.float32)
         if floor_ptr is not None:
             floor = tl.load(floor_ptr + row)
+        length_ptr += row * parts + part
+        list_ptr += (row * parts + part) * LISTED
+        length, written = tl.load(length_ptr), 0
+        listed = length >= 0
+        if not listed:
+            length = tl.cdiv(tl.maximum(V - part * BLOCK_V, 0), parts * BLOCK_V) * BLOCK_V
+        to_list = (number > 0) & (not listed)
         above = tl.zeros((INTERVALS, BLOCK_V), tl.float32)
         total = tl.zeros((BLOCK_V,), tl.float32)
-        for start in range(part * BLOCK_V, V, parts * BLOCK_V):
-            column = start + tl.arange(0, BLOCK_V)
+        for start in range(0, length, BLOCK_V):
+            place = start + tl.arange(0, BLOCK_V)
+            column = part * BLOCK_V + start * (parts - 1) + place
+            if listed:
+                column = tl.load(list_ptr + place, place < length, other=V)
             x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             weight = _weigh(x, shift, floor, MASS)
-            higher = ordered_bits(x)[None, :] > last.to(tl.int32)[:, None]
-            above += tl.where(higher, weight[None, :], 0.0)
+            bits = ordered_bits(x)
+            above += tl.where(bits[None, :] > last.to(tl.int32)[:, None], weight[None, :], 0.0)
             total += weight
+            if to_list:
+                stays = ((bits >= low) & (column < V)).to(tl.int32)
+                to = written + tl.cumsum(stays, axis=0) - 1
+                tl.store(list_ptr + to, column, (stays > 0) & (to < LISTED))
+                written += tl.sum(stays, axis=0)
+        if to_list:
+            tl.store(length_ptr, tl.where(written <= LISTED, written, -1))
         out = (number.to(tl.int64) * rows + row) * parts + part
         tl.store(above_ptr + out * INTERVALS + tl.arange(0, INTERVALS), tl.sum(above, axis=1))
         if MASS:
@@ -172,16 +198,19 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     highest, total = (logits.new_empty(rows, parts, dtype=torch.float32) for _ in range(2))
     low = logits.new_empty(PASSES.value, rows, dtype=torch.int64)
     above = logits.new_empty(PASSES.value, rows, parts, INTERVALS.value, dtype=torch.float32)
+    columns = logits.new_empty(rows, parts, LISTED.value, dtype=torch.int32)
+    length = logits.new_empty(rows, parts, dtype=torch.int32)
     _highest_kernel[grid](
-        logits, temperature, highest, vocabulary, logits.stride(0), **chosen.options()
+        logits, temperature, highest, length, vocabulary, logits.stride(0), **chosen.options()
     )
     floor = None
     searches = [(cut, cut is top_p) for cut in (top_k, top_p) if cut is not None]
     for index, (cut, mass) in enumerate(searches or [(None, False)]):
         for number in range(PASSES.value if searches else 0):
             _pass_kernel[grid](
-                logits, temperature, cut, highest, floor, low, above, total, vocabulary,
-                logits.stride(0), number, MASS=mass, BLOCK_P=block_p, **chosen.options(),
+                logits, temperature, cut, highest, floor, low, above, total, columns, length,
+                vocabulary, logits.stride(0), number, MASS=mass, BLOCK_P=block_p,
+                **chosen.options(),
             )  # fmt: skip
         before, floor = floor, logits.new_empty(rows, dtype=torch.float32)
         _floor_kernel[(rows,)](
