@@ -18,7 +18,7 @@ from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
-LISTED = tl.constexpr(1024)  # columns that a program notes at most
+LISTED = tl.constexpr(512)  # columns that a program notes at most
 
 
 @triton.jit
