@@ -9,10 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dspark_kernels.results import read_csv
-
 from .bench_tree_attention import ONE_TOKEN
-from .common import RESULTS
+from .common import RESULTS, op_results
 
 
 class Goal(NamedTuple):
@@ -81,8 +79,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.goals", description=__doc__)
     parser.add_argument("--csv", type=Path, default=RESULTS, metavar="DIR")
     options = parser.parse_args()
-    rows = [row for path in sorted(options.csv.glob("*_cuda.csv")) for row in read_csv(path)]
-    rows = [row for row in rows if "implementation" in row]
+    rows = op_results(options.csv, "cuda")
     console = Console(width=150)
     console.print(table_of(rows))
     console.print(f"on {rows[0]['device']}" if rows else "no results of a GPU here")

@@ -63,27 +63,24 @@ def steps_table(folder: Path) -> str | None:
     """A plain step and a step with trees on a GPU, each as one CUDA graph."""
     steps = read_csv(folder / "step_graph_cuda.csv")
     plain = {row["requests"]: row["graph_ms"] for row in steps if row["nodes"] == 1}
+    other = read_csv(folder / "step_cuda.csv")
     found = [
-        ("Llama, 1.2B, 512", row["requests"], row["nodes"], plain[row["requests"]], row["graph_ms"])
+        (row, row["requests"], plain[row["requests"]], row["graph_ms"])
         for row in steps
         if row["nodes"] > 1
     ]
-    other = read_csv(folder / "step_cuda.csv")
-    found += [
-        (
-            f"{row['config']}, {row['context']:.0f}", row["batch"], row["nodes"],
-            row["plain_graph_ms"], row["tree_graph_ms"],
-        )
-        for row in other
-    ]  # fmt: skip
+    found += [(row, row["batch"], row["plain_graph_ms"], row["tree_graph_ms"]) for row in other]
     if not found:
         return None
     lines = [
-        [model, f"{batch:.0f}", f"{nodes:.0f}", f"{one:.2f}", f"{tree:.2f}", f"{tree / one:.2f}"]
-        for model, batch, nodes, one, tree in found
+        [
+            *(row["config"], f"{row['context']:.0f}", f"{requests:.0f}", f"{row['nodes']:.0f}"),
+            *(f"{one:.2f}", f"{tree:.2f}", f"{tree / one:.2f}"),
+        ]
+        for row, requests, one, tree in found
     ]
-    columns = ["model, context", "requests", "nodes each", "plain ms", "tree ms", "to break even"]
-    return f"{markdown(columns, lines)}\n\n{where({'dtype': 'bfloat16'} | (steps or other)[0])}"
+    columns = ["model", "context", "requests", "nodes each", "plain ms", "tree ms", "to break even"]
+    return f"{markdown(columns, lines)}\n\n{where(found[0][0])}"
 
 
 def decode_table(folder: Path, name: str) -> str | None:

@@ -115,7 +115,8 @@ def main() -> None:
         table, f"ms, on {torch.cuda.get_device_name()}; one node is plain decoding"
     )
     if options.csv:
-        write_csv(options.csv / "step_graph_cuda.csv", [row | origin("cuda") for row in rows])
+        setting = {"config": "llama-1.2b", "context": PROMPT, "dtype": "bfloat16", **origin("cuda")}
+        write_csv(options.csv / "step_graph_cuda.csv", [row | setting for row in rows])
 
 
 if __name__ == "__main__":

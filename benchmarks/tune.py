@@ -259,7 +259,7 @@ def main():
         descend(key, index, now + max(0, end - now) / (len(jobs) - done), compilers)
     compilers.shutdown(cancel_futures=True)
     for key in config.CROSSOVER:
-        if key[1:] == ("half", capability) and options.op in (None, key[0]):
+        if key[1:] == ("half", capability) and key[0].startswith(options.op or ""):
             config.CROSSOVER[key] = find_crossover(key)
     name = torch.cuda.get_device_name()
     measured = f"{name}, torch {torch.__version__}, Triton {triton.__version__}"

@@ -208,7 +208,8 @@ def test_pictures(tmp_path, monkeypatch):
     write_csv(tmp_path / "double_cpu.csv", measured)
     write_csv(tmp_path / "double_cuda.csv", measured)
     write_csv(tmp_path / "h100/double_cuda.csv", measured)
-    steps = [{"requests": 1, "nodes": n, "graph_ms": 1.0 + n} | where for n in (1, 16)]
+    model = {"config": "tiny", "context": 512, "requests": 1}
+    steps = [model | {"nodes": n, "graph_ms": 1.0 + n} | where for n in (1, 16)]
     write_csv(tmp_path / "step_graph_cuda.csv", steps)
     figures = {
         "prompts": 1, "tokens_per_second": 9.0, "tokens_per_step": 2.0, "speedup": 1.5,
