@@ -22,11 +22,13 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def where(row: dict) -> str:
-    """A sentence on where the rows were measured."""
+def where(rows: list[dict]) -> str:
+    """A sentence on where the rows were measured, by the first of them, and at which commits."""
+    row, commits = rows[0], list(dict.fromkeys(row["commit"] for row in rows))
     return (
         f"{row['device']}, {row['threads']:.0f} threads, torch {row['torch']}, "
-        f"transformers {row['transformers']}, {row['dtype']}, commit {row['commit']}."
+        f"transformers {row['transformers']}, {row['dtype']}, "
+        f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}."
     )
 
 
@@ -56,7 +58,7 @@ def ops_table(folder: Path, device: str) -> str | None:
         return None
     columns = ["op", "shape", "µs", "fastest alternative", "µs", "ratio"]
     table = markdown([*columns, "bandwidth", "arithmetic", "extra MB"], lines)
-    return f"{table}\n\n{where(found[0])}"
+    return f"{table}\n\n{where(found)}"
 
 
 def steps_table(folder: Path) -> str | None:
@@ -80,7 +82,7 @@ def steps_table(folder: Path) -> str | None:
         for row, requests, one, tree in found
     ]
     columns = ["model", "context", "requests", "nodes each", "plain ms", "tree ms", "to break even"]
-    return f"{markdown(columns, lines)}\n\n{where(found[0][0])}"
+    return f"{markdown(columns, lines)}\n\n{where([row for row, *_ in found])}"
 
 
 def decode_table(folder: Path, name: str) -> str | None:
@@ -104,7 +106,7 @@ def decode_table(folder: Path, name: str) -> str | None:
             ]
         )
     columns = ["batch", "method", "tokens/s", "tokens/step", "speed-up", *categories, "identical"]
-    return f"{markdown(columns, lines)}\n\n{where(rows[0])}"
+    return f"{markdown(columns, lines)}\n\n{where(rows)}"
 
 
 def phases_table(folder: Path) -> str | None:
