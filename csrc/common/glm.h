@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "common/glm_layout.h"
 
 namespace dspark {
@@ -20,6 +22,30 @@ struct GlmInputs {                // of one request
   const int64_t* paths;           // [P, Q]
   const float* path_scores;       // [P, Q]
 };
+
+// The inputs, of which those that are read again and again are copied to `memory`: there after
+// wait_for_packets and a sync.
+template <class G, typename T>
+DSPARK_HOST_DEVICE GlmInputs<T> stage_inputs(G& g, const GlmShape& shape, GlmInputs<T> in,
+                                             float* memory) {
+  const auto stage = [&](auto*& from, int count) {
+    using Number = std::remove_const_t<std::remove_reference_t<decltype(*from)>>;
+    Number* const to = reinterpret_cast<Number*>(memory);
+    memory += padded(count * static_cast<int>(sizeof(Number) / sizeof(float)));
+    if (from == nullptr) return;
+    for (int i = g.lane(); i < count; i += g.size()) g.copy_number(to + i, from + i);
+    from = to;
+  };
+  const int of_heads = shape.heads * shape.candidates, of_paths = shape.paths * shape.path_length;
+  stage(in.ids, of_heads);
+  stage(in.keys, of_heads);
+  stage(in.paths, of_paths);
+  stage(in.path_scores, of_paths);
+  stage(in.logsumexp, shape.heads);
+  stage(in.calibration, 2 * shape.heads);
+  stage(in.gate, shape.heads * 2 * shape.rank);
+  return in;
+}
 
 // The address of a token's row, null for one outside the vocabulary.
 template <class G, typename T>
@@ -62,63 +88,34 @@ DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, int count, cons
   g.sync();
 }
 
-// work.gates of `count` tokens, whose rows are row(f); level(f): at which level token f is a node.
-// raw: where the rows are being copied to for a matrix unit, null without one.
-template <class G, typename T, class Row, class Level>
-DSPARK_HOST_DEVICE void gate_tokens(G& g, const GlmShape& shape, const GlmInputs<T>& in, int count,
-                                    const Row& row, const Level& level, T* raw,
-                                    const GlmWorkspace& work) {
+// states[f] of `count` nodes from those above: tokens [count], and parent_row: which of these.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                      int level, const int64_t* tokens, const int* parent_row,
+                                      int count, float* states, const GlmWorkspace& work) {
   using V = typename G::Vector;
-  const int pitch = padded(shape.rank);
-  if constexpr (G::template kMatrixUnit<T>) {
-    if (raw != nullptr) {
-      g.wait_for_packets();
-      g.sync();
-      g.matrix_product(count, shape.rank, 2 * pitch, raw, pitch + kRawPad, in.mix, work.gates,
-                       work.gate_pitch);
-    }
-  }
-  if (raw == nullptr) {
-    gather_rows(g, shape, count, row, work.rows_in);
-    product(g, count, shape.rank, 2 * pitch, work.rows_in, pitch, work.mix, work.gates);
-  }
+  const int rank = shape.rank, pitch = padded(rank);
+  gather_rows(
+      g, shape, count,
+      [&](int f) { return row_of_token<G>(shape, in.table_in, shape.table_in_stride, tokens[f]); },
+      work.rows_in);
+  product(g, count, rank, 2 * pitch, work.rows_in, pitch, work.mix, work.gates);
+  const float* gate = in.gate + level * 2 * rank;
+  const float* above = work.states(level + 1);
   auto team = g.team();
   for (int k = team.lane() * G::kWidth; k < pitch; k += team.size() * G::kWidth) {
-    const int left = shape.rank - k;  // beyond the rank rows_in is zero, and so is the state
+    const int left = rank - k;  // beyond the rank rows_in is zero, and so is the state
+    const V gate_a = load_some<G>(gate + k, left), gate_b = load_some<G>(gate + rank + k, left);
     DSPARK_SIDE_BY_SIDE(2)
     for (int f = team.index(); f < count; f += team.count()) {
-      const float* gate = in.gate + level(f) * 2 * shape.rank + k;
-      float* const gates = work.gates + f * work.gate_pitch + k;
-      const V a = load_some<G>(gate, left) + G::load_own(gates);
-      const V b = load_some<G>(gate + shape.rank, left) + G::load_own(gates + pitch);
-      const V x = raw != nullptr ? G::load(raw + f * (pitch + kRawPad) + k)
-                                 : G::load_own(work.rows_in + f * pitch + k);
-      G::store(gates, G::sigmoid(a));
-      G::store(gates + pitch, x * G::sigmoid(b));
-    }
-  }
-  g.sync();
-}
-
-// The states of the nodes first .. first + count - 1 from their parents'. token_row(f): where the
-// gates of node first + f are, parent_row: which state of the level above.
-template <class G, class Row>
-DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, int level, const Row& token_row,
-                                      const int* parent_row, int first, int count,
-                                      const GlmWorkspace& work) {
-  using V = typename G::Vector;
-  auto team = g.team();
-  const int pitch = padded(shape.rank), step = team.size() * G::kWidth;
-  float* const states = work.states(level) + first * work.state_pitch;
-  const float* above = work.states(level + 1);
-  DSPARK_SIDE_BY_SIDE(2)
-  for (int f = team.index(); f < count; f += team.count()) {
-    const float* gates = work.gates + token_row(f) * work.gate_pitch;
-    const float* parent = above + parent_row[f] * work.state_pitch;
-    for (int k = team.lane() * G::kWidth; k < pitch; k += step) {
-      V state = G::load_own(gates + pitch + k);
-      if (level > 0) state += G::load_own(gates + k) * G::load_own(parent + k);
-      G::store(states + f * work.state_pitch + k, state);
+      const float* gates = work.gates + f * 2 * pitch + k;
+      const V b = G::sigmoid(gate_b + G::load_own(gates + pitch));
+      V state = b * G::load_own(work.rows_in + f * pitch + k);
+      if (level > 0) {
+        const V a = G::sigmoid(gate_a + G::load_own(gates));
+        state += a * G::load_own(above + parent_row[f] * pitch + k);
+      }
+      G::store(states + f * pitch + k, state);
     }
   }
   g.sync();
@@ -182,22 +179,11 @@ DSPARK_HOST_DEVICE void prefetch_numbers(G& g, const T* from, int count) {
   }
 }
 
-// Asks for what the levels read: their own numbers and, where they are not read at once, the rows
-// of all candidates.
+// Asks for the rows of all candidates.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
-  const int candidates = shape.heads * shape.candidates, tokens = shape.paths * shape.path_length;
-  prefetch_numbers(g, in.gate, shape.heads * 2 * shape.rank);
-  prefetch_numbers(g, in.depth_scale, shape.heads * shape.rank);
-  prefetch_numbers(g, in.keys, candidates);
-  prefetch_numbers(g, in.logsumexp, shape.heads);
-  prefetch_numbers(g, in.calibration, shape.heads * 2);
-  prefetch_numbers(g, in.paths, tokens);
-  prefetch_numbers(g, in.path_scores, tokens);
-  prefetch_numbers(g, in.mix, 2 * shape.rank * shape.rank);
-  if (shape.levels > 1) return;
+DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in) {
   constexpr int kLine = 128 / sizeof(T);
-  for (int item = g.lane(); item < candidates; item += g.size()) {
+  for (int item = g.lane(); item < shape.heads * shape.candidates; item += g.size()) {
     const int64_t id = in.ids[item];
     for (int k = 0; id >= 0 && id < shape.vocab && k < shape.rank; k += kLine) {
       G::prefetch(in.table_in + id * shape.table_in_stride + k);
@@ -206,18 +192,21 @@ DSPARK_HOST_DEVICE void prefetch_levels(G& g, const GlmShape& shape, const GlmIn
   }
 }
 
-// The candidates' keys and tails for the levels first .. first + count - 1.
+// The candidates' keys and tails of all levels, and the scales of a matrix unit's.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void prepare_keys(G& g, const GlmShape& shape, const GlmInputs<T>& in, int first,
-                                     int count, const GlmWorkspace& work) {
+DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                       const GlmWorkspace& work) {
   using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
+  for (int k = g.lane(); shape.matrix_unit && k < shape.heads * shape.rank; k += g.size()) {
+    work.scales[k] = in.depth_scale[k] * (1.0f / in.temperature);
+  }
   auto team = g.team();
-  for (int level = team.index(); level < count; level += team.count()) {
-    const int64_t* ids = in.ids + (first + level) * shape.candidates;
-    const float* from = in.keys + (first + level) * shape.candidates;
+  for (int level = team.index(); level < shape.heads; level += team.count()) {
+    const int64_t* ids = in.ids + level * shape.candidates;
+    const float* from = in.keys + level * shape.candidates;
     float* const keys = work.keys + level * pitch;
-    const float logsumexp = in.logsumexp[first + level];
+    const float logsumexp = in.logsumexp[level];
     V sum = G::splat(0.0f);
     for (int c = team.lane() * G::kWidth; c < pitch; c += team.size() * G::kWidth) {
       int64_t id[G::kWidth];
@@ -241,21 +230,28 @@ DSPARK_HOST_DEVICE void prepare_keys(G& g, const GlmShape& shape, const GlmInput
   }
 }
 
-// What the nodes of the levels from `first` on share, as many levels as are prepared at once.
+// work.rows_out of a level, without a matrix unit.
 template <class G, typename T>
-DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                       int first, const GlmWorkspace& work) {
-  const int count = shape.levels > 1 ? shape.levels : 1;
+DSPARK_HOST_DEVICE void transpose_level(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                        int level, const GlmWorkspace& work) {
+  const int64_t* ids = in.ids + level * shape.candidates;
+  const float* scale = in.depth_scale + level * shape.rank;
   const float rate = 1.0f / in.temperature;
-  const auto out = [&](int level, int c) {
-    const int64_t id = in.ids[(first + level) * shape.candidates + c];
-    return row_of_token<G>(shape, in.table_out, shape.table_out_stride, id);
-  };
-  const auto scale = [&](int level, int k) {
-    return in.depth_scale[(first + level) * shape.rank + k] * rate;
-  };
+  transpose(
+      g, 1, shape.candidates, shape.rank, padded(shape.candidates), work.rows_out,
+      [&](int, int c) {
+        return row_of_token<G>(shape, in.table_out, shape.table_out_stride, ids[c]);
+      },
+      [&](int, int k) { return scale[k] * rate; });
+}
+
+// Starts to copy for a matrix unit the rows of the levels from `first` on, as many as are there at
+// once.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void copy_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in, int first,
+                                    const GlmWorkspace& work) {
+  const int pitch = padded(shape.candidates);
   const TokenRows rows(shape, first, work.inverse_tokens);
-  const auto level_of = [&](int row) { return rows.level(row); };
   const auto row_in = [&](int row) {
     const int level = rows.level(row), i = row - rows.start(level), p = i - shape.candidates;
     const bool ended = p >= 0 && level > shape.path_length;
@@ -265,64 +261,75 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
     const int64_t token = ended ? -1 : *from;
     return row_of_token<G>(shape, in.table_in, shape.table_in_stride, token);
   };
-  T* const raw = shape.matrix_unit ? reinterpret_cast<T*>(work.states(first)) : nullptr;
-  if constexpr (G::template kMatrixUnit<T>) {
-    if (shape.matrix_unit) {
-      const int pitch = padded(shape.candidates);
-      const auto row_out = [&](int f) {
-        const int level = quotient(f, work.inverse_candidates), c = f - level * pitch;
-        return c < shape.candidates ? out(level, c) : nullptr;
-      };
-      copy_rows(g, shape, rows.start(first + count), row_in, raw);
-      copy_rows(g, shape, count * pitch, row_out, reinterpret_cast<T*>(work.rows_out));
-      for (int k = g.lane(); k < count * shape.rank; k += g.size()) work.scales[k] = scale(0, k);
-    }
-  }
-  prepare_keys(g, shape, in, first, count, work);
-  if (!shape.matrix_unit) {
-    transpose(g, count, shape.candidates, shape.rank, padded(shape.candidates), work.rows_out, out,
-              scale);
-  }
-  if constexpr (G::kExpand >= kMaxNodes) {
-    gate_tokens(g, shape, in, rows.start(first + count), row_in, level_of, raw, work);
-  }
+  const auto row_out = [&](int f) {
+    const int level = quotient(f, work.inverse_candidates), c = f - level * pitch;
+    const int64_t* from = in.ids + (first + level) * shape.candidates + c;
+    const int64_t token = c < shape.candidates ? *from : -1;
+    return row_of_token<G>(shape, in.table_out, shape.table_out_stride, token);
+  };
+  copy_rows(g, shape, rows.start(first + shape.levels), row_in, reinterpret_cast<T*>(work.rows_in));
+  copy_rows(g, shape, shape.levels * pitch, row_out, reinterpret_cast<T*>(work.rows_out));
 }
 
-// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count. source:
-// of each node, its token's place among those which may be nodes there.
+// The states of the nodes of a level, and the products of work.scores, by a matrix unit.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                         int level, const int* source, const int* parent_row,
+                                         int count, const GlmWorkspace& work) {
+  using V = typename G::Vector;
+  const int rank = shape.rank, pitch = rank + kRawPad, candidates = padded(shape.candidates);
+  const bool all = shape.levels > 1;
+  const T* rows_in = reinterpret_cast<const T*>(work.rows_in);
+  const T* rows_out = reinterpret_cast<const T*>(work.rows_out);
+  if (all) {
+    rows_in += TokenRows(shape, 0, 0).start(level) * pitch;
+    rows_out += level * candidates * pitch;
+  }
+  if (level == 0 || !all) {
+    g.wait_for_packets();
+    g.sync();
+  }
+  const float* gate = in.gate + level * 2 * rank;
+  const float* above = work.states(level + 1);
+  float* const states = work.states(level);
+  g.paired_product(
+      count, rank, [&](int f) { return rows_in + source[f] * pitch; },
+      shape.own_mix ? reinterpret_cast<const T*>(work.mix) : in.mix, shape.own_mix ? pitch : rank,
+      [&](int f, int k, const T* x, V sums) {
+        const V ab = G::sigmoid(sums + V{gate[k], gate[k + 1], gate[rank + k], gate[rank + k + 1]});
+        const float* parent = above + parent_row[f] * pitch + k;
+        const float one = level > 0 ? parent[0] : 0.0f, other = level > 0 ? parent[1] : 0.0f;
+        return V{ab.lane[0] * one + ab.lane[2] * G::to_float(x[k]),
+                 ab.lane[1] * other + ab.lane[3] * G::to_float(x[k + 1])};
+      },
+      [&](int f, int k, V state) {
+        states[f * pitch + k] = state.lane[0], states[f * pitch + k + 1] = state.lane[1];
+      });
+  g.scaled_product(count, rank, candidates, states, pitch, work.scales + level * rank, rows_out,
+                   pitch, work.scores);
+  const int next = level + 1;  // whose rows may come in the place of those that are done with
+  if (!all && next < shape.heads) copy_levels(g, shape, in, next, work);
+}
+
+// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count; all
+// nodes at once for a matrix unit. source: of each node, its token's place among those which may be
+// nodes there.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
                                        int level, const int64_t* tokens, const int* source,
                                        const int* parent_row, const float* node_scores, int first,
                                        int count, const GlmWorkspace& work) {
-  const int candidates = padded(shape.candidates);
-  const int prepared = shape.levels > 1 ? level : 0;
-  if constexpr (G::kExpand < kMaxNodes) {
-    const auto row = [&](int f) {
-      return row_of_token<G>(shape, in.table_in, shape.table_in_stride, tokens[first + f]);
-    };
-    const auto same_level = [&](int) { return level; };
-    gate_tokens(g, shape, in, count, row, same_level, static_cast<T*>(nullptr), work);
-  }
-  const int rows = shape.levels > 1 ? TokenRows(shape, 0, 0).start(level) : 0;
-  const auto token_row = [&](int f) {
-    return G::kExpand < kMaxNodes ? f : rows + source[first + f];
-  };
-  update_states(g, shape, level, token_row, parent_row + first, first, count, work);
-  const float* states = work.states(level) + first * work.state_pitch;
-  const float* rows_out = work.rows_out + prepared * work.level_floats;
-  float* const scores = work.scores + first * candidates;
+  const int pitch = padded(shape.candidates);
+  float* const scores = work.scores + first * pitch;
   if constexpr (G::template kMatrixUnit<T>) {
-    if (shape.matrix_unit) {
-      g.scaled_product(count, shape.rank, candidates, states, work.state_pitch,
-                       work.scales + prepared * shape.rank, reinterpret_cast<const T*>(rows_out),
-                       shape.rank + kRawPad, scores);
-    }
+    if (shape.matrix_unit) multiply_on_unit(g, shape, in, level, source, parent_row, count, work);
   }
   if (!shape.matrix_unit) {
-    product(g, count, shape.rank, candidates, states, work.state_pitch, rows_out, scores);
+    float* const states = work.states(level) + first * work.state_pitch;
+    update_states(g, shape, in, level, tokens + first, parent_row + first, count, states, work);
+    product(g, count, shape.rank, pitch, states, work.state_pitch, work.rows_out, scores);
   }
-  softmax_rows(g, shape, in, level, work.keys + prepared * candidates, work.tails[prepared],
+  softmax_rows(g, shape, in, level, work.keys + level * pitch, work.tails[level],
                node_scores + first, count, scores);
 }
 

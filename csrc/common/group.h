@@ -26,17 +26,17 @@
 //   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
 //   uint32_t float_bits(float), float bits_float(uint32_t)
-//   kExpand                      nodes of a tree expanded at once; if that is room for a level,
-//                                tokens are gated before it is known which become nodes
+//   kExpand                      nodes of a tree expanded at once
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
+//   copy_number(T* to, const T* from)   there for the member itself after wait_for_packets()
 //   kMatrixUnit<T>               whether there is one for T; then also copy_packet(T* to, const T*
-//                                from), 16 bytes, zeros from null, there for the member itself
-//                                after wait_for_packets();
-//                                matrix_product(rows, depth, columns, in, in_pitch, right, out,
-//                                out_pitch): out = in · rightᵀ, right [columns][depth]; depth and
-//                                columns are multiples of 16, in and out have room for as many
-//                                rows; ends with a sync;
+//                                from), 16 bytes, zeros from null, likewise;
+//                                paired_product(rows, depth, left, right, right_pitch, combine,
+//                                put): of out = in · rightᵀ, left(f) the row f of in and right
+//                                [2 depth][depth], it calls put(f, k, combine(f, k, left(f),
+//                                {out[f][k], [k + 1], [depth + k], [depth + k + 1]})) for even
+//                                k < depth, a multiple of 16; ends with a sync;
 //                                scaled_product(rows, depth, columns, in, in_pitch, scale, right,
 //                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats
 //                                in, to the precision of floats; otherwise the same

@@ -8,63 +8,105 @@
 
 namespace dspark {
 
+constexpr int kFew = 64;                             // keys listed beyond the N that stay
+constexpr int kTokens = kMaxCandidates + kMaxPaths;  // of a head and of the paths
+
 struct TreeScratch {
   int64_t token[kMaxNodes];
+  uint64_t key[2 * kMaxNodes + kFew];  // of the nodes kept; behind kMaxNodes of listed children
+  uint64_t order[kMaxNodes];           // keys of the children that stay, best first
   float score[kMaxNodes];
   int parent[kMaxNodes], depth[kMaxNodes];
   int row[kMaxNodes];     // of the last level's nodes: the parent's place in the level above
                           // at the end: the bits of all scores, best first
   int source[kMaxNodes];  // of nodes: the candidate that the token is, or a path behind these
-  int moved[kMaxNodes];   // at the end: the nodes' places, best first
-  int child[kMaxNodes];   // the children that stay
-  uint64_t order[kMaxNodes];
+  int moved[kMaxNodes];   // at the end: the nodes' places, best first; before it, tails' children
   int taken[kMaxNodes / 32];  // which nodes stay, a bit each
-  int lowest;                 // the bits of the lowest score of a node
+  int listed;                 // how many children that may be among the N best
+  float lowest;               // the lowest score of N nodes
   SelectScratch select;
-  int path_node[kMaxPaths];         // each path's place in the last level, or -1
-  int path_child[kMaxPaths];        // the child that stands for each path's next token, or -1
-  int64_t path_token[kMaxPaths];    // that token, -1 where there is none
-  float path_score[kMaxPaths];      // and its score, at most its parent's
-  int apart[kMaxPaths][kMaxPaths];  // see compare_paths
-  int children;
+  int path_node[kMaxPaths];          // each path's place in the last level, or -1
+  uint32_t path_child[kMaxPaths];    // what its next token is among the children: rest of a key
+  int apart[kMaxPaths][kMaxPaths];   // see compare_paths
+  uint8_t rank[kMaxHeads][kTokens];  // of the tokens of a head, then of the paths: how many of
+                                     // these are lower
+  uint8_t path_source[kMaxHeads][kMaxPaths];  // the candidate that a path's token is, else the
+                                              // path behind these
 };
+
+// Nodes and children are compared by keys: the score, highest first, then 30 bits that tell them
+// apart in the order in which equal ones come. Of nodes, which are in this order already, their
+// number.
+constexpr int kRestBits = 30;
+constexpr uint32_t kRest = (1u << kRestBits) - 1, kChild = 1u << (kRestBits - 1);
+static_assert(2 * kRestBits == kDigits * kDigitBits);
+
+template <class G>
+DSPARK_FORCE_INLINE uint64_t key_of(float score, uint32_t rest) {  // 0 <= score <= 1
+  return uint64_t{kRest - G::float_bits(score)} << kRestBits | rest;
+}
+template <class G>
+DSPARK_FORCE_INLINE float score_of(uint64_t key) {
+  return G::bits_float(kRest - static_cast<uint32_t>(key >> kRestBits));
+}
 
 // The children of one level: child f · pitch + c is candidate c under node f of the last level,
 // child extra + p the next token of path p where no candidate stands for it.
 struct Level {
   int depth;            // of the last level, and the head of its children
   int start, expanded;  // nodes of the last level; those after the first `expanded` stay childless
-  int pitch, extra;
-  const int64_t *ids, *paths;  // [C] of the head; [P] next tokens
-  uint32_t inverse;            // of pitch
+  int candidates, pitch, extra;
+  uint32_t inverse;      // of pitch
+  const int64_t* ids;    // [C] of the head
+  const int64_t* paths;  // the paths' next tokens, `stride` apart
+  int stride;
 };
 
-template <class G>
-DSPARK_HOST_DEVICE int child_depth(const Level& level, int) {
-  return level.depth + 1;
+// (token, parent's order), then where the token comes from.
+DSPARK_FORCE_INLINE uint32_t child_bits(const TreeScratch& s, const Level& level, int f,
+                                        int source) {
+  return kChild | static_cast<uint32_t>(s.rank[level.depth][source] << 22 | f << 14 | source);
 }
+DSPARK_FORCE_INLINE int bits_parent(uint32_t rest) { return rest >> 14 & (kMaxNodes - 1); }
+DSPARK_FORCE_INLINE int bits_source(uint32_t rest) { return rest & 127; }
+static_assert(kTokens <= 128 && 22 + 7 <= kRestBits - 1);
 
 template <class G>
-DSPARK_HOST_DEVICE int64_t child_token(const Level& level, int child) {
-  return child < level.extra ? level.ids[child - quotient(child, level.inverse) * level.pitch]
-                             : level.paths[child - level.extra];
+DSPARK_HOST_DEVICE uint32_t child_rest(const Level& level, const TreeScratch& s, int child) {
+  if (child >= level.extra) return s.path_child[child - level.extra];
+  const int f = quotient(child, level.inverse);
+  return child_bits(s, level, f, child - f * level.pitch);
 }
 
-template <class G>
-DSPARK_HOST_DEVICE int child_parent(const Level& level, const TreeScratch& s, int child) {
-  return child < level.extra ? quotient(child, level.inverse) : s.path_node[child - level.extra];
-}
-
-// By which the children that stay are appended: the higher score first.
-template <class G>
-DSPARK_HOST_DEVICE uint32_t child_order(const Level&, float score, int) {
-  return ~G::float_bits(score);
-}
-
-// Digit `place` of a score, of three; higher scores have lower digits.
-template <class G>
-DSPARK_FORCE_INLINE int score_digit(float score, int place) {
-  return kBins - 1 - ((G::float_bits(score) >> (kDigitBits * (2 - place))) & (kBins - 1));
+// s.rank and s.path_source of all levels. inverse: of candidates and paths together. Without a sync
+// at the end.
+template <class G, typename T>
+DSPARK_HOST_DEVICE void rank_tokens(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+                                    uint32_t inverse, TreeScratch& s) {
+  auto team = g.team();
+  const int of_level = shape.candidates + shape.paths;
+  for (int item = team.index(); item < shape.heads * of_level; item += team.count()) {
+    const int level = quotient(item, inverse);
+    const int own = item - level * of_level, p = own - shape.candidates;
+    const bool has_paths = level < shape.path_length;
+    if (p >= 0 && !has_paths) continue;
+    const int64_t* ids = in.ids + level * shape.candidates;
+    const int64_t* next = has_paths ? in.paths + level : nullptr;
+    const int64_t token = p < 0 ? ids[own] : next[p * shape.path_length];
+    int rank = 0, candidate = -1;
+    for (int c = team.lane(); c < shape.candidates; c += team.size()) {
+      rank += ids[c] < token;
+      if (ids[c] == token) candidate = c;
+    }
+    for (int q = team.lane(); has_paths && q < shape.paths; q += team.size()) {
+      rank += next[q * shape.path_length] < token;
+    }
+    rank = team.sum(rank);
+    if (p >= 0) candidate = team.max(candidate);
+    if (team.lane() != 0) continue;
+    s.rank[level][own] = static_cast<uint8_t>(rank);
+    if (p >= 0) s.path_source[level][p] = static_cast<uint8_t>(candidate < 0 ? own : candidate);
+  }
 }
 
 // A score that at least `nodes` nodes and children reach, as far as their first digits tell;
@@ -75,7 +117,7 @@ DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int fir
   for (int i = first + g.lane() * G::kWidth; i < end; i += g.size() * G::kWidth) {
     uint32_t bits = G::bits(G::load_own(scores + i) > G::splat(bar));
     for (int k = i; bits != 0; ++k, bits >>= 1) {
-      if (bits & 1) g.add(&s.select.histogram[score_digit<G>(scores[k], 0)], 1);
+      if (bits & 1) g.add(&s.select.histogram[digit_of(key_of<G>(scores[k], 0), 0)], 1);
     }
   }
   g.sync();
@@ -85,7 +127,7 @@ DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int fir
     if (above >= nodes) break;
   }
   g.sync();
-  return bin < kBins ? G::bits_float((kBins - 1 - bin) << (2 * kDigitBits)) : 0.0f;
+  return bin < kBins ? score_of<G>((uint64_t{1} + bin) * (uint64_t{1} << digit_shift(0)) - 1) : 0;
 }
 
 // Scores the children of the last level's nodes, best first and some at a time, for as long as they
@@ -100,7 +142,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
       clear(g, s.select);
       g.sync();
       for (int i = g.lane(); i < kept; i += g.size()) {
-        g.add(&s.select.histogram[score_digit<G>(s.score[i], 0)], 1);
+        g.add(&s.select.histogram[digit_of(key_of<G>(s.score[i], 0), 0)], 1);
       }
       g.sync();
     }
@@ -122,51 +164,35 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
   return expanded;
 }
 
-// Path tokens, shape.path_length apart at `paths`, compete with the candidates: an equal child gets
-// the larger score, a new one its own.
+// The paths' next tokens compete with the candidates: an equal child gets the larger score, a new
+// one its own. The first of the paths with the same next token below the same node stands for it,
+// with the highest of their scores.
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
-                                          const int64_t* paths, const float* path_scores,
-                                          float* scores, TreeScratch& s) {
+                                          const float* path_scores, float* scores, TreeScratch& s) {
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p];
-    const int64_t token = paths[p * shape.path_length];
-    const float own = path_scores[p * shape.path_length];
+    const int64_t token = level.paths[p * level.stride];
     const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
     const float above = alive ? s.score[level.start + f] : 0;
-    s.path_child[p] = alive ? level.extra + p : -1;
-    s.path_token[p] = alive ? token : -1;
-    s.path_score[p] = own < above ? own : own == own ? above : 0;
-    scores[level.extra + p] = 0;
-  }
-  g.sync();
-  auto team = g.team();
-  for (int p = team.index(); p < shape.paths; p += team.count()) {
-    const int64_t token = s.path_token[p];
-    for (int c = team.lane(); token >= 0 && c < shape.candidates; c += team.size()) {
-      // the ids of a level are distinct: only one lane writes for a path
-      if (level.ids[c] == token) s.path_child[p] = s.path_node[p] * level.pitch + c;
+    int first = p;
+    float best = 0;
+    for (int q = 0; alive && q < shape.paths; ++q) {
+      if (s.path_node[q] != f || level.paths[q * level.stride] != token) continue;
+      const float own = path_scores[q * level.stride];
+      const float score = own < above ? own : own == own ? above : 0;
+      if (q < first) first = q;
+      if (score > best) best = score;
     }
-  }
-  g.sync();
-  // the first of the paths with the same next token stands for it, with the highest of their scores
-  for (int base = 0; base < shape.paths; base += g.size()) {
-    const int p = base + g.lane();
-    int child = p < shape.paths ? s.path_child[p] : -1;
-    if (child >= 0) {
-      int first = p;
-      float best = 0;
-      for (int q = 0; q < shape.paths; ++q) {
-        if (s.path_child[q] < 0 || s.path_node[q] != s.path_node[p]) continue;
-        if (s.path_token[q] != s.path_token[p]) continue;
-        if (q < first) first = q;
-        if (s.path_score[q] > best) best = s.path_score[q];
-      }
-      if (first == p && best > scores[child]) scores[child] = best;
-      if (child == level.extra + p) child = level.extra + first;
+    int source = s.path_source[level.depth][p];
+    const bool candidate = source < level.candidates, stands = alive && first == p;
+    if (!candidate) source = level.candidates + first;
+    if (stands && candidate) {
+      float* const score = scores + f * level.pitch + source;
+      if (best > *score) *score = best;
     }
-    g.sync();
-    if (child >= 0) s.path_child[p] = child;
+    scores[level.extra + p] = stands && !candidate ? best : 0;
+    s.path_child[p] = alive ? child_bits(s, level, f, source) : 0;
   }
   g.sync();
 }

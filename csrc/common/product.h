@@ -86,17 +86,17 @@ DSPARK_HOST_DEVICE void product_tile(int first, int rows, int depth, int pitch, 
 template <class G>
 DSPARK_HOST_DEVICE void product(G& g, int rows, int depth, int pitch, const float* in, int in_pitch,
                                 const float* right, float* out) {
-  constexpr int kTile = 8;
   const int columns = pitch / G::kWidth;
-  const bool small = rows * columns < kTile * g.size();  // small tiles keep more members busy
-  const int tile = small ? G::kSmallTile : kTile, tiles = (rows + tile - 1) / tile;
+  const bool small = rows * columns < G::kTile * g.size();  // small tiles keep more members busy
+  const int tile = small ? G::kSmallTile : G::kTile, tiles = (rows + tile - 1) / tile;
   for (int item = g.lane(); item < tiles * columns; item += g.size()) {
     const int first = item / columns * tile, column = item % columns * G::kWidth;
     if (small) {
       product_tile<G::kSmallTile, G>(first, rows, depth, pitch, in, in_pitch, right + column,
                                      out + column);
     } else {
-      product_tile<kTile, G>(first, rows, depth, pitch, in, in_pitch, right + column, out + column);
+      product_tile<G::kTile, G>(first, rows, depth, pitch, in, in_pitch, right + column,
+                                out + column);
     }
   }
   g.sync();

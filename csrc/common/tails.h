@@ -40,25 +40,18 @@ DSPARK_HOST_DEVICE int first_equal(const TreeScratch& s, int p, int j) {
 }
 
 template <class G>
-DSPARK_HOST_DEVICE int child_depth(const Tails& tails, int child) {
-  return tails.depth + 1 + steps_of<G>(tails, child);
-}
-
-template <class G>
-DSPARK_HOST_DEVICE int64_t child_token(const Tails& tails, int child) {
+DSPARK_FORCE_INLINE int64_t token_of(const Tails& tails, int child) {
   return tails.tokens[path_of<G>(tails, child) * tails.stride + steps_of<G>(tails, child)];
 }
 
+// (depth, order), then the path.
 template <class G>
-DSPARK_HOST_DEVICE int child_parent(const Tails& tails, const TreeScratch& s, int child) {
-  return steps_of<G>(tails, child) == 0 ? s.path_node[path_of<G>(tails, child)]
-                                        : tails.order[child - 1];
+DSPARK_HOST_DEVICE uint32_t child_rest(const Tails& tails, const TreeScratch&, int child) {
+  const int p = path_of<G>(tails, child), j = child - p * tails.length;
+  return kChild | static_cast<uint32_t>(j << 16 | tails.order[child] << 8 | p);
 }
-
-// By (depth, order).
-template <class G>
-DSPARK_HOST_DEVICE uint32_t child_order(const Tails& tails, float, int child) {
-  return static_cast<uint32_t>(steps_of<G>(tails, child) << kDigitBits | tails.order[child]);
+DSPARK_FORCE_INLINE int child_of(const Tails& tails, uint32_t rest) {
+  return static_cast<int>(rest & 255) * tails.length + (rest >> 16 & 255);
 }
 
 // s.apart[q][p], q <= p: how many levels below the heads paths q and p are one; p alone: until it
@@ -74,7 +67,7 @@ DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& 
   g.sync();
   for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
     const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
-    const int64_t token = child_token<G>(tails, child);
+    const int64_t token = token_of<G>(tails, child);
     if (token < 0 || token >= shape.vocab) g.lower(&s.apart[p][p], j);
     for (int q = 0; q < p; ++q) {
       if (tails.tokens[q * tails.stride + j] != token) g.lower(&s.apart[q][p], j);
@@ -141,25 +134,25 @@ DSPARK_HOST_DEVICE void order_paths(G& g, const GlmShape& shape, const Tails& ta
 
 // Appends the children that stay by (depth, order).
 template <class G>
-DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, int stay, const GlmWorkspace& work,
-                                     TreeScratch& s) {
-  const int count = s.children;
-  sort(
-      g, s.order, count, [](uint64_t a, uint64_t b) { return a < b; },
-      [&](int place, uint64_t value) { s.child[place] = static_cast<int>(value & INT32_MAX); });
+DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, const Stay& stay, TreeScratch& s) {
   int* const node_of = reinterpret_cast<int*>(tails.reach);
-  for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = s.child[i], node = stay + i;
-    node_of[child] = node;
-    s.token[node] = child_token<G>(tails, child);
-    s.score[node] = work.scores[child];
-    s.depth[node] = child_depth<G>(tails, child);
+  for (int i = g.lane(); i < stay.children; i += g.size()) {
+    s.key[i] = (s.order[i] & kRest) << kRestBits | s.order[i] >> kRestBits;
   }
   g.sync();
-  for (int i = g.lane(); i < count; i += g.size()) {
-    const int child = s.child[i], p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
-    s.parent[stay + i] = j == 0 ? place_of(s, tails.start + s.path_node[p])
-                                : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
+  sort(g, s.key, stay.children, [&](int place, uint64_t value) {
+    const auto rest = static_cast<uint32_t>(value >> kRestBits);
+    const int child = child_of(tails, rest), node = stay.nodes + place;
+    node_of[child] = node;
+    s.moved[place] = child;
+    s.token[node] = token_of<G>(tails, child);
+    s.score[node] = score_of<G>((value & kRest) << kRestBits);
+    s.depth[node] = tails.depth + 1 + steps_of<G>(tails, child);
+  });
+  for (int i = g.lane(); i < stay.children; i += g.size()) {
+    const int child = s.moved[i], p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
+    s.parent[stay.nodes + i] = j == 0 ? place_of(s, tails.start + s.path_node[p])
+                                      : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
   }
   g.sync();
 }
@@ -186,9 +179,9 @@ DSPARK_HOST_DEVICE int add_tails(G& g, const GlmShape& shape, const int64_t* pat
   compare_paths(g, shape, tails, s);
   score_paths(g, shape, tails, work, s);
   order_paths(g, shape, tails, work, s);
-  const int stay = keep_best(g, shape, tails, kept, shape.paths * length, work, s);
-  append_tails(g, tails, stay, work, s);
-  return stay + s.children;
+  const Stay stay = keep_best(g, shape, tails, kept, shape.paths * length, work.scores, s);
+  append_tails(g, tails, stay, s);
+  return stay.nodes + stay.children;
 }
 
 }  // namespace dspark

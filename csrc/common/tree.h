@@ -20,46 +20,25 @@ struct GlmOutputs {  // of one request
   int32_t* num_nodes;
 };
 
-// Appends the children that stay, sorted, as the new last level; returns how many nodes there are.
+// Appends the children that stay as the new last level.
 template <class G>
-DSPARK_HOST_DEVICE int append_children(G& g, const GlmShape& shape, const Level& level, int stay,
-                                       const float* scores, TreeScratch& s) {
-  const int count = s.children;
-  sort(
-      g, s.order, count,
-      [&](uint64_t a, uint64_t b) {
-        if (a >> 32 != b >> 32 || a == b) return a < b;
-        const int one = static_cast<int>(a & INT32_MAX), other = static_cast<int>(b & INT32_MAX);
-        const int64_t token = child_token<G>(level, one), right = child_token<G>(level, other);
-        if (token != right) return token < right;
-        return child_parent<G>(level, s, one) < child_parent<G>(level, s, other);
-      },
-      [&](int place, uint64_t value) {
-        const int child = static_cast<int>(value & INT32_MAX), node = stay + place;
-        const int f = child_parent<G>(level, s, child);
-        s.child[place] = child;
-        s.token[node] = child_token<G>(level, child);
-        s.score[node] = scores[child];
-        s.depth[node] = level.depth + 1;
-        s.parent[node] = place_of(s, level.start + f);
-        s.row[node] = f;
-        s.source[node] =
-            child < level.extra ? child - f * level.pitch : child - level.extra + shape.candidates;
-        g.lower(&s.lowest, static_cast<int>(G::float_bits(scores[child])));
-      });
-  if (shape.paths > 0) {
-    auto team = g.team();
-    for (int p = team.index(); p < shape.paths; p += team.count()) {
-      int place = -1;
-      for (int i = team.lane(); i < count; i += team.size()) {
-        if (s.child[i] == s.path_child[p]) place = i;
-      }
-      place = team.max(place);
-      if (team.lane() == 0) s.path_node[p] = place;
+DSPARK_HOST_DEVICE void append_children(G& g, int paths, const Level& level, const Stay& stay,
+                                        TreeScratch& s) {
+  for (int place = g.lane(); place < stay.children; place += g.size()) {
+    const auto rest = static_cast<uint32_t>(s.order[place] & kRest);
+    const int f = bits_parent(rest), source = bits_source(rest), node = stay.nodes + place;
+    const int p = source - level.candidates;
+    s.token[node] = p < 0 ? level.ids[source] : level.paths[p * level.stride];
+    s.score[node] = score_of<G>(s.order[place]);
+    s.depth[node] = level.depth + 1;
+    s.parent[node] = place_of(s, level.start + f);
+    s.row[node] = f;
+    s.source[node] = source;
+    for (int q = 0; q < paths; ++q) {
+      if (s.path_child[q] == rest) s.path_node[q] = place;
     }
-    g.sync();
   }
-  return stay + count;
+  g.sync();
 }
 
 // Puts the nodes' places, best first, into s.moved; returns how many stay: those which score at
@@ -67,17 +46,14 @@ DSPARK_HOST_DEVICE int append_children(G& g, const GlmShape& shape, const Level&
 template <class G>
 DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScratch& s) {
   for (int i = g.lane(); i < shape.nodes; i += g.size()) {
-    s.order[i] = i < kept ? uint64_t{~G::float_bits(s.score[i])} << 32 | i : 0;
+    if (i < kept) s.key[i] = key_of<G>(s.score[i], i);
     s.moved[i] = i;
   }
   g.sync();
-  sort(
-      g, s.order, kept, [](uint64_t a, uint64_t b) { return a < b; },
-      [&](int place, uint64_t value) {
-        const int node = static_cast<int>(value & INT32_MAX);
-        s.moved[node] = place;
-        s.row[place] = static_cast<int>(~(value >> 32));  // the score's bits
-      });
+  sort(g, s.key, kept, [&](int place, uint64_t key) {
+    s.moved[key & kRest] = place;
+    s.row[place] = static_cast<int>(G::float_bits(score_of<G>(key)));
+  });
   if (shape.min_score == 0) return kept;
   int stay = 0;
   for (float sum = 0; stay < kept; ++stay) {
@@ -116,12 +92,12 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
 }
 
 template <class G, typename T>
-DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<T>& in,
+DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<T>& given,
                                    const GlmWorkspace& work, TreeScratch& s,
                                    const GlmOutputs& out) {
   const int rank = padded(shape.rank), pitch = padded(shape.candidates);
-  const int64_t root = *in.root;
-  prefetch_levels(g, shape, in);
+  const int64_t root = *given.root;
+  const GlmInputs<T> in = stage_inputs(g, shape, given, work.inputs);
   if (!shape.matrix_unit) {
     // rows R .. 2R - 1 of mix become the columns from Rp on
     transpose(
@@ -131,34 +107,52 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
           return row < 0 ? nullptr : in.mix + row * shape.rank;
         },
         [](int, int) { return 1.0f; });
+  } else if (!shape.own_mix) {
+    prefetch_numbers(g, in.mix, 2 * shape.rank * shape.rank);
   }
   if (g.lane() == 0) {
     s.token[0] = root;
     s.score[0] = 1;
     s.parent[0] = -1;
-    s.depth[0] = s.row[0] = s.source[0] = 0;
-    s.lowest = static_cast<int>(G::float_bits(1.0f));
+    s.depth[0] = s.row[0] = s.source[0] = s.listed = 0;
   }
   for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
+  g.wait_for_packets();
   g.sync();
 
+  if constexpr (G::template kMatrixUnit<T>) {
+    if (shape.own_mix) {
+      const auto row = [&](int j) { return in.mix + j * shape.rank; };
+      copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix));
+    }
+    if (shape.matrix_unit) copy_levels(g, shape, in, 0, work);
+  }
+  if (!shape.matrix_unit) prefetch_rows(g, shape, in);
+  prepare_levels(g, shape, in, work);
+  rank_tokens(g, shape, in, work.inverse_tokens, s);
   int depth = 0, start = 0, kept = 1;
   for (; depth < shape.heads && start < kept; ++depth) {
-    const bool has_paths = depth < shape.path_length;
-    if (depth == 0 || shape.levels <= 1) prepare_levels(g, shape, in, depth, work);
+    if (!shape.matrix_unit) transpose_level(g, shape, in, depth, work);
     const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
-    const int64_t* ids = in.ids + depth * shape.candidates;
-    const int extra = expanded * pitch;
-    const Level level{depth, start, expanded,     pitch,
-                      extra, ids,   s.path_token, work.inverse_candidates};
-    GlmShape here = shape;  // without the paths where they have ended
-    if (!has_paths) here.paths = 0;
-    if (has_paths) {
-      add_path_children(g, here, level, in.paths + depth, in.path_scores + depth, work.scores, s);
-    }
-    start = keep_best(g, here, level, kept, level.extra + here.paths, work, s);
-    kept = append_children(g, here, level, start, work.scores, s);
+    const Level level{depth,
+                      start,
+                      expanded,
+                      shape.candidates,
+                      pitch,
+                      expanded * pitch,
+                      work.inverse_candidates,
+                      in.ids + depth * shape.candidates,
+                      depth < shape.path_length ? in.paths + depth : nullptr,
+                      shape.path_length};
+    const int paths = level.paths != nullptr ? shape.paths : 0;
+    if (paths > 0) add_path_children(g, shape, level, in.path_scores + depth, work.scores, s);
+    for (int p = g.lane(); p < paths; p += g.size()) s.path_node[p] = -1;  // until its child stays
+    const Stay stay = keep_best(g, shape, level, kept, level.extra + paths, work.scores, s);
+    append_children(g, paths, level, stay, s);
+    start = stay.nodes;
+    kept = stay.nodes + stay.children;
   }
+  g.wait_for_packets();  // of a level that was not reached
   kept = add_tails(g, shape, in.paths, in.path_scores, depth, start, kept, work, s);
   write_tree(g, shape, kept, s, out);
 }

@@ -83,7 +83,7 @@ struct Vector4Lanes {
   template <typename T>
   static constexpr bool kMatrixUnit = sizeof(T) == 2;
   static constexpr int kExpand = kMaxNodes;  // a level at once: its nodes are what runs in parallel
-  static constexpr int kStep = 4, kSmallTile = 2, kLeastTeam = 8;
+  static constexpr int kStep = 4, kTile = 4, kSmallTile = 2, kLeastTeam = 8;
   static constexpr int kScan = 8;  // tokens compared at once: loads in flight
 
   template <typename T>
@@ -140,6 +140,10 @@ struct Vector4Lanes {
     };
     *reinterpret_cast<Numbers*>(to) =
         from == nullptr ? Numbers{} : *reinterpret_cast<const Numbers*>(from);
+  }
+  template <typename T>
+  static DSPARK_FORCE_INLINE void copy_number(T* to, const T* from) {
+    *to = *from;
   }
   static DSPARK_FORCE_INLINE void wait_for_packets() {}
   template <typename T>

@@ -4,9 +4,6 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#include <mma.h>
-
-#include <type_traits>
 
 #include "common/vector4.h"
 
@@ -152,38 +149,55 @@ class BlockGroup : public Vector4Lanes {
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
-  // A warp computes 80 rows of 16 columns: a level's tokens, or half of those of five.
-  template <typename T>
-  __device__ void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch,
-                                 const T* right, float* out, int out_pitch) const {
-    using namespace nvcuda::wmma;
-    using Element = std::conditional_t<std::is_same_v<T, Bf16>, __nv_bfloat16, __half>;
-    constexpr int kSide = 16, kTiles = 5;
-    const int column_tiles = columns / kSide, row_tiles = (rows + kSide - 1) / kSide;
-    const int items = (row_tiles + kTiles - 1) / kTiles * column_tiles;
+  // A warp computes 32 rows of 8 columns of each half.
+  template <typename T, class Left, class Combine, class Put>
+  __device__ void paired_product(int rows, int depth, const Left& left, const T* right,
+                                 int right_pitch, const Combine& combine, const Put& put) const {
+    using P = Parts<T>;
+    constexpr int kRows = 32, kColumns = 8, kSteps = 16, kTiles = kRows / 16;
+    const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;  // of what a lane holds
+    const int columns = depth / kColumns, items = (rows + kRows - 1) / kRows * columns;
     for (int item = threadIdx.x / 32; item < items; item += kWarps) {
-      const int first = item / column_tiles * kTiles, column = item % column_tiles * kSide;
-      fragment<accumulator, kSide, kSide, kSide, float> sum[kTiles];
+      const int first = item / columns * kRows + row, column = item % columns * kColumns;
+      // a lane's four numbers of 16 are side by side, in both matrices: any order will do
+      const T* from[kTiles * 2];
       DSPARK_UNROLL
-      for (int t = 0; t < kTiles; ++t) fill_fragment(sum[t], 0.0f);
-#pragma unroll 4
-      for (int k = 0; k < depth; k += kSide) {
-        fragment<matrix_b, kSide, kSide, kSide, Element, col_major> b;
-        load_matrix_sync(b, reinterpret_cast<const Element*>(right + column * depth + k), depth);
+      for (int i = 0; i < kTiles * 2; ++i) {
+        const int f = first + i * 8;
+        from[i] = left(f < rows ? f : rows - 1) + quad * 4;
+      }
+      const T* across = right + (column + row) * right_pitch + quad * 4;
+      float sum[kTiles][2][4] = {};
+#pragma unroll kUnroll
+      for (int k = 0; k < depth; k += kSteps) {
+        uint2 a[kTiles * 2], b[2];
+        DSPARK_UNROLL
+        for (int i = 0; i < kTiles * 2; ++i) a[i] = *reinterpret_cast<const uint2*>(from[i] + k);
+        DSPARK_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          b[half] = *reinterpret_cast<const uint2*>(across + half * depth * right_pitch + k);
+        }
         DSPARK_UNROLL
         for (int t = 0; t < kTiles; ++t) {
-          if (first + t >= row_tiles) continue;
-          fragment<matrix_a, kSide, kSide, kSide, Element, row_major> a;
-          const T* tile = in + (first + t) * kSide * in_pitch + k;
-          load_matrix_sync(a, reinterpret_cast<const Element*>(tile), in_pitch);
-          mma_sync(sum[t], a, b, sum[t]);
+          const uint2 upper = a[2 * t], lower = a[2 * t + 1];
+          const uint32_t tile[4] = {upper.x, lower.x, upper.y, lower.y};
+          DSPARK_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            const uint32_t own[2] = {b[half].x, b[half].y};
+            P::multiply(sum[t][half], tile, own);
+          }
         }
       }
+      Vector value[kTiles * 2];  // side by side: all are read before the first is written
       DSPARK_UNROLL
-      for (int t = 0; t < kTiles; ++t) {
-        if (first + t >= row_tiles) continue;
-        float* tile = out + (first + t) * kSide * out_pitch + column;
-        store_matrix_sync(tile, sum[t], out_pitch, mem_row_major);
+      for (int i = 0; i < kTiles * 2; ++i) {
+        const float *one = sum[i / 2][0] + i % 2 * 2, *other = sum[i / 2][1] + i % 2 * 2;
+        const int f = first + i * 8 < rows ? first + i * 8 : rows - 1, k = column + quad * 2;
+        value[i] = combine(f, k, from[i] - quad * 4, {one[0], one[1], other[0], other[1]});
+      }
+      DSPARK_UNROLL
+      for (int i = 0; i < kTiles * 2; ++i) {
+        if (first + i * 8 < rows) put(first + i * 8, column + quad * 2, value[i]);
       }
     }
     __syncthreads();
@@ -204,7 +218,7 @@ class BlockGroup : public Vector4Lanes {
       const float* left = in + first * in_pitch + pair;
       const T* across = right + (column + row) * right_pitch + pair;
       float sum[P::kCount][2][4] = {};  // apart, so that they do not wait for each other
-#pragma unroll 4
+#pragma unroll kUnroll
       for (int k = 0; k < depth; k += kSide) {
         uint32_t a[P::kCount][4];
         DSPARK_UNROLL
@@ -243,6 +257,7 @@ class BlockGroup : public Vector4Lanes {
 
  private:
   static constexpr int kWarps = kThreads / 32;
+  static constexpr int kUnroll = kThreads > 256 ? 2 : 4;  // as far as the registers go
   static_assert(kTeam >= kLeastTeam && kThreads % 32 == 0 && kWarps <= 32 &&
                 (kWarps & (kWarps - 1)) == 0);
 

@@ -92,16 +92,17 @@ class Group : public dspark::Vector4Lanes, public Collectives<false> {
     }
     return before;
   }
-  template <typename T>
-  void matrix_product(int rows, int depth, int columns, const T* in, int in_pitch, const T* right,
-                      float* out, int out_pitch) {
-    for (int item = lane_; item < rows * columns; item += size()) {
-      const int f = item / columns, j = item % columns;
-      float sum = 0;
-      for (int k = 0; k < depth; ++k) {
-        sum += to_float(in[f * in_pitch + k]) * to_float(right[j * depth + k]);
+  template <typename T, class Left, class Combine, class Put>
+  void paired_product(int rows, int depth, const Left& left, const T* right, int right_pitch,
+                      const Combine& combine, const Put& put) {
+    for (int item = lane_; item < rows * depth / 2; item += size()) {
+      const int f = item / (depth / 2), first = item % (depth / 2) * 2;
+      Vector sums = splat(0.0f);
+      for (int i = 0; i < 4; ++i) {
+        const T* across = right + (first + i % 2 + i / 2 * depth) * right_pitch;
+        for (int k = 0; k < depth; ++k) sums.lane[i] += to_float(left(f)[k]) * to_float(across[k]);
       }
-      out[f * out_pitch + j] = sum;
+      put(f, first, combine(f, first, left(f), sums));
     }
     sync();
   }

@@ -77,7 +77,8 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
                                    num_nodes, min_score, "glm_tree");
   GlmTree view = arguments.view;
   view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0;
-  view.shape.levels = seed % 2 == 0 ? view.shape.heads : 1;
+  view.shape.levels = seed % 2 == 0 ? std::max(view.shape.heads, 1) : 1;
+  view.shape.own_mix = view.shape.matrix_unit && seed / 2 % 2 == 0;
   view.layout = GlmLayout(view.shape);
   Rubbish workspace(view.layout.bytes()), scratch(sizeof(TreeScratch));
   with_type(view.dtype, [&](auto type) {

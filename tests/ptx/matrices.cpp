@@ -70,80 +70,6 @@ void multiply_matrices(Warp& w, const Instruction& i, uint32_t) {
   }
 }
 
-// wmma m16n16k16. How lanes hold a matrix is nowhere defined; here lane l has its numbers 8 l to
-// 8 l + 7, counted along the rows.
-constexpr int kSide = 16;
-
-template <typename T>
-void move_fragment(Warp& w, const Instruction& i, uint32_t) {
-  const bool stores = i.part(1) == "store";
-  const bool by_column = i.has("col");
-  const int count = i.operands[stores].count;
-  const int first = stores ? 1 : 0, address_at = stores ? 0 : count;
-  const uint64_t base = w.reg(i.r[address_at])[0] + i.operands[stores ? 0 : 1].offset;
-  const auto stride =
-      i.operands.size() > 2 ? static_cast<int64_t>(w.reg(i.r[count + 1])[0]) : int64_t{kSide};
-  if (base % 32 != 0) throw std::runtime_error("wmma: an address that is no multiple of 32");
-  if (stride % (16 / static_cast<int64_t>(sizeof(T))) != 0) {
-    throw std::runtime_error("wmma: a stride that is no multiple of 16 bytes");
-  }
-  for (int n = 0; n < kSide * kSide; ++n) {
-    const int row = n / kSide, column = n % kSide, lane = n / 8, k = n % 8;
-    const int64_t index = by_column ? column * stride + row : row * stride + column;
-    const uint64_t address = base + index * sizeof(T);
-    uint64_t& reg = w.reg(i.r[first + k * static_cast<int>(sizeof(T)) / 4])[lane];
-    if (stores) {
-      if (i.has("shared"))
-        w.write_shared(address, sizeof(T), lane, &reg);
-      else
-        w.write(address, sizeof(T), lane, &reg);
-      continue;
-    }
-    T value;
-    memcpy(&value,
-           i.has("shared") ? w.read_shared(address, sizeof(T), lane)
-                           : w.read(address, sizeof(T), lane),
-           sizeof(T));
-    if constexpr (sizeof(T) == 4)
-      reg = bits_of(value);
-    else
-      reg = k % 2 == 0 ? value : reg | uint64_t{value} << 16;
-  }
-}
-
-template <typename T>
-void multiply_fragments(Warp& w, const Instruction& i, uint32_t) {
-  float a[kSide][kSide], b[kSide][kSide];
-  const int of_a = 8, of_b = of_a + i.operands[1].count;
-  const int of_c = of_b + i.operands[2].count;
-  for (int n = 0; n < kSide * kSide; ++n) {
-    const auto number = [&](int first) {
-      const uint64_t both = w.reg(i.r[first + n % 8 / 2])[n / 8];
-      return static_cast<float>(to_double(get<T>(both >> (16 * (n % 2)))));
-    };
-    a[n / kSide][n % kSide] = number(of_a), b[n / kSide][n % kSide] = number(of_b);
-  }
-  for (int n = 0; n < kSide * kSide; ++n) {
-    float sum = get<float>(w.reg(i.r[of_c + n % 8])[n / 8]);
-    for (int k = 0; k < kSide; ++k) sum += a[n / kSide][k] * b[k][n % kSide];
-    w.reg(i.r[n % 8])[n / 8] = bits_of(sum);
-  }
-}
-
-Handler fragments(const Instruction& i) {
-  if (!i.has("m16n16k16")) unknown(i);
-  const std::string& type = i.part(-1);
-  if (i.part(1) == "mma") {
-    if (i.has("bf16")) return &multiply_fragments<Bfloat>;
-    if (i.part(-2) == "f32") return &multiply_fragments<Half>;
-  } else if (type == "f32") {
-    return &move_fragment<float>;
-  } else if (type == "f16" || type == "bf16") {
-    return &move_fragment<uint16_t>;
-  }
-  unknown(i);
-}
-
 // What a descriptor of wgmma says of a matrix of 16 columns, or with kTransposed of 16 rows.
 struct Descriptor {
   explicit Descriptor(uint64_t bits)
@@ -263,7 +189,6 @@ Handler matrix_product(const Instruction& i) {
   if (name == "ldmatrix") return &load_matrices;
   if (name == "stmatrix") return &store_matrices;
   if (name == "mma") return warp_product(i);
-  if (name == "wmma") return fragments(i);
   if (name == "wgmma") return warp_group(i);
   return nullptr;
 }

@@ -16,7 +16,7 @@ struct SimdGroup : SerialGroup {
   using Mask = Ints;
   template <typename T>
   static constexpr bool kMatrixUnit = false;
-  static constexpr int kWidth = kLanes, kStep = 1, kSmallTile = 8, kLeastTeam = 1;
+  static constexpr int kWidth = kLanes, kStep = 1, kTile = 8, kSmallTile = 8, kLeastTeam = 1;
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
@@ -44,6 +44,11 @@ struct SimdGroup : SerialGroup {
     return DSPARK_ISA::to_float(value);
   }
   static DSPARK_FORCE_INLINE void prefetch(const void*) {}
+  template <typename T>
+  static DSPARK_FORCE_INLINE void copy_number(T* to, const T* from) {
+    *to = *from;
+  }
+  static DSPARK_FORCE_INLINE void wait_for_packets() {}
   static DSPARK_FORCE_INLINE void store(float* to, Vector value) { DSPARK_ISA::store(to, value); }
   static DSPARK_FORCE_INLINE Vector splat(float value) { return DSPARK_ISA::splat(value); }
   using Step = const float*;
