@@ -79,7 +79,7 @@ TreeTensors glm_tree(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Ten
     return reinterpret_cast<uintptr_t>(address) % bytes == 0;
   };
   view.shape.matrix_unit = view.dtype != DType::kFp32 && view.shape.rank % 16 == 0 &&
-                           aligned(view.mix, 32) && aligned(view.table_in, 16) &&
+                           aligned(view.mix, 16) && aligned(view.table_in, 16) &&
                            aligned(view.table_out, 16) && view.shape.table_in_stride % 8 == 0 &&
                            view.shape.table_out_stride % 8 == 0;
   const auto blocks = static_cast<unsigned>(arguments.batch);

@@ -156,9 +156,8 @@ class BlockGroup : public Vector4Lanes {
     using P = Parts<T>;
     constexpr int kRows = 32, kColumns = 8, kSteps = 16, kTiles = kRows / 16;
     const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;  // of what a lane holds
-    const int columns = depth / kColumns, items = (rows + kRows - 1) / kRows * columns;
-    for (int item = threadIdx.x / 32; item < items; item += kWarps) {
-      const int first = item / columns * kRows + row, column = item % columns * kColumns;
+    for (Tile tile(kRows, kColumns, rows, depth); tile.row < rows; tile.next()) {
+      const int first = tile.row + row, column = tile.column;
       // a lane's four numbers of 16 are side by side, in both matrices: any order will do
       const T* from[kTiles * 2];
       DSPARK_UNROLL
@@ -180,11 +179,11 @@ class BlockGroup : public Vector4Lanes {
         DSPARK_UNROLL
         for (int t = 0; t < kTiles; ++t) {
           const uint2 upper = a[2 * t], lower = a[2 * t + 1];
-          const uint32_t tile[4] = {upper.x, lower.x, upper.y, lower.y};
+          const uint32_t both[4] = {upper.x, lower.x, upper.y, lower.y};
           DSPARK_UNROLL
           for (int half = 0; half < 2; ++half) {
             const uint32_t own[2] = {b[half].x, b[half].y};
-            P::multiply(sum[t][half], tile, own);
+            P::multiply(sum[t][half], both, own);
           }
         }
       }
@@ -212,9 +211,8 @@ class BlockGroup : public Vector4Lanes {
     constexpr int kSide = 16;
     // the row and the first of two columns that a lane holds of a quarter of a matrix
     const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
-    const int column_tiles = columns / kSide, row_tiles = (rows + kSide - 1) / kSide;
-    for (int item = threadIdx.x / 32; item < row_tiles * column_tiles; item += kWarps) {
-      const int first = item / column_tiles * kSide + row, column = item % column_tiles * kSide;
+    for (Tile tile(kSide, kSide, rows, columns); tile.row < rows; tile.next()) {
+      const int first = tile.row + row, column = tile.column;
       const float* left = in + first * in_pitch + pair;
       const T* across = right + (column + row) * right_pitch + pair;
       float sum[P::kCount][2][4] = {};  // apart, so that they do not wait for each other
@@ -260,6 +258,32 @@ class BlockGroup : public Vector4Lanes {
   static constexpr int kUnroll = kThreads > 256 ? 2 : 4;  // as far as the registers go
   static_assert(kTeam >= kLeastTeam && kThreads % 32 == 0 && kWarps <= 32 &&
                 (kWarps & (kWarps - 1)) == 0);
+
+  // The tiles of a matrix that are this warp's, by the first row and column; no division, which
+  // would take longer.
+  class Tile {
+   public:
+    __device__ Tile(int height, int width, int rows, int columns)
+        : row(0),
+          column(threadIdx.x / 32 * width),
+          height_(height),
+          step_(kWarps * width),
+          rows_(rows),
+          columns_(columns) {
+      wrap();
+    }
+    __device__ void next() {
+      column += step_;
+      wrap();
+    }
+    int row, column;
+
+   private:
+    __device__ void wrap() {
+      for (; column >= columns_ && row < rows_; column -= columns_) row += height_;
+    }
+    int height_, step_, rows_, columns_;
+  };
 
   __device__ LaneTeam<32> warp() const { return {lane() / 32, kWarps}; }
 
