@@ -167,11 +167,10 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   g.sync();
 }
 
-// Asks for `count` numbers, none where `from` is null, by the lines they lie in.
+// Asks for `count` numbers by the lines they lie in.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prefetch_numbers(G& g, const T* from, int count) {
   constexpr uintptr_t kLine = 128;
-  if (from == nullptr) return;
   const auto end = reinterpret_cast<uintptr_t>(from + count);
   const auto first = reinterpret_cast<uintptr_t>(from) / kLine * kLine;
   for (uintptr_t line = first + g.lane() * kLine; line < end; line += g.size() * kLine) {

@@ -27,6 +27,8 @@
 //   Mask first_lanes(n)          true for the first n floats
 //   uint32_t float_bits(float), float bits_float(uint32_t)
 //   kExpand                      nodes of a tree expanded at once
+//   kTile, kSmallTile            rows of a product that a member computes at once, and where these
+//                                are too few members' work
 //   bool contains(const int64_t* values, n, wanted)   among n <= kScan, size() apart
 //   Vector gumbel(seed, position, token, stream)   for kWidth tokens from a multiple of kWidth on
 //   copy_number(T* to, const T* from)   there for the member itself after wait_for_packets()

@@ -14,7 +14,7 @@ constexpr int kTokens = kMaxCandidates + kMaxPaths;  // of a head and of the pat
 struct TreeScratch {
   int64_t token[kMaxNodes];
   uint64_t key[2 * kMaxNodes + kFew];  // of the nodes kept; behind kMaxNodes of listed children
-  uint64_t order[kMaxNodes];           // keys of the children that stay, best first
+  uint64_t order[kMaxNodes];  // keys of the children that stay, at the end of all nodes, best first
   float score[kMaxNodes];
   int parent[kMaxNodes], depth[kMaxNodes];
   int row[kMaxNodes];     // of the last level's nodes: the parent's place in the level above
@@ -44,6 +44,10 @@ static_assert(2 * kRestBits == kDigits * kDigitBits);
 template <class G>
 DSPARK_FORCE_INLINE uint64_t key_of(float score, uint32_t rest) {  // 0 <= score <= 1
   return uint64_t{kRest - G::float_bits(score)} << kRestBits | rest;
+}
+template <class G>
+DSPARK_FORCE_INLINE int score_digit(float score) {  // the first digit of its key
+  return digit_of(key_of<G>(score, 0), 0);
 }
 template <class G>
 DSPARK_FORCE_INLINE float score_of(uint64_t key) {
@@ -117,7 +121,7 @@ DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int fir
   for (int i = first + g.lane() * G::kWidth; i < end; i += g.size() * G::kWidth) {
     uint32_t bits = G::bits(G::load_own(scores + i) > G::splat(bar));
     for (int k = i; bits != 0; ++k, bits >>= 1) {
-      if (bits & 1) g.add(&s.select.histogram[digit_of(key_of<G>(scores[k], 0), 0)], 1);
+      if (bits & 1) g.add(&s.select.histogram[score_digit<G>(scores[k])], 1);
     }
   }
   g.sync();
@@ -142,7 +146,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
       clear(g, s.select);
       g.sync();
       for (int i = g.lane(); i < kept; i += g.size()) {
-        g.add(&s.select.histogram[digit_of(key_of<G>(s.score[i], 0), 0)], 1);
+        g.add(&s.select.histogram[score_digit<G>(s.score[i])], 1);
       }
       g.sync();
     }

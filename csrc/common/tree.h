@@ -52,12 +52,12 @@ DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScr
   g.sync();
   sort(g, s.key, kept, [&](int place, uint64_t key) {
     s.moved[key & kRest] = place;
-    s.row[place] = static_cast<int>(G::float_bits(score_of<G>(key)));
+    s.order[place] = key;
   });
   if (shape.min_score == 0) return kept;
   int stay = 0;
   for (float sum = 0; stay < kept; ++stay) {
-    const float score = G::bits_float(s.row[stay]);
+    const float score = score_of<G>(s.order[stay]);
     if (score < shape.min_score * sum) break;
     sum += score;
   }
