@@ -32,8 +32,9 @@ if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = [
         *INSTRUCTION_SETS["avx2"],
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ]
+    INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
 DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
 
 

@@ -241,19 +241,20 @@ def backend_of(op: str, device_type: str) -> tuple[str, str]:
     if (op, device_type) in _served_by_triton:
         return "triton", "interpreter" if INTERPRETER else "Triton is installed"
     if (op, device_type) not in _served_by_reference and _has_kernel(op, device_type):
-        archs = f", built for {NATIVE_CUDA_ARCHS}" if device_type == "cuda" else ""
-        return "native", f"the native library is loaded{archs}"
+        what = f"built for {NATIVE_CUDA_ARCHS}" if device_type == "cuda" else f"using {NATIVE_ISA}"
+        return "native", f"the native library is loaded, {what}"
     if REQUESTED in ("native", "triton"):
         return "none", f"DSPARK_BACKEND={REQUESTED} has no kernel for this op"
     return "reference", _why_reference(op, device_type)
 
 
-def _load_native() -> str:
-    """Load the native library; returns the CUDA architectures in it ("" for none)."""
+def _load_native() -> tuple[str, str]:
+    """Load the native library; returns the CUDA architectures in it ("" for none), and which
+    instruction set the CPU kernels use."""
     torch.ops.load_library(str(NATIVE_PATH))
-    archs = ctypes.CDLL(str(NATIVE_PATH)).dspark_cuda_archs
-    archs.restype = ctypes.c_char_p
-    return archs().decode()
+    library = ctypes.CDLL(str(NATIVE_PATH))
+    library.dspark_cuda_archs.restype = library.dspark_cpu_isa.restype = ctypes.c_char_p
+    return library.dspark_cuda_archs().decode(), library.dspark_cpu_isa().decode()
 
 
 REQUESTED = os.environ.get("DSPARK_BACKEND", "auto")
@@ -261,7 +262,7 @@ if REQUESTED not in BACKENDS:
     raise ValueError(f"DSPARK_BACKEND must be one of {', '.join(BACKENDS)}, got {REQUESTED!r}")
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 NATIVE_PATH = next(Path(__file__).parent.glob("_native*.so"), None)
-NATIVE_CUDA_ARCHS = ""
+NATIVE_CUDA_ARCHS = NATIVE_ISA = ""
 _served_by_triton: set[tuple[str, str]] = set()
 _served_by_reference: set[tuple[str, str]] = set()
 
@@ -274,7 +275,7 @@ for _op, _schema in SCHEMAS.items():
     torch.library.register_fake(f"dspark::{_op}", globals()[f"_fake_{_op}"], lib=_library)
 
 if REQUESTED in ("auto", "native") and NATIVE_PATH is not None:
-    NATIVE_CUDA_ARCHS = _load_native()
+    NATIVE_CUDA_ARCHS, NATIVE_ISA = _load_native()
 elif REQUESTED == "native":
     raise ImportError(
         "DSPARK_BACKEND=native was asked for, but the native library was not built; "

@@ -19,9 +19,13 @@ DENSE_OPS = (
 )  # fmt: skip
 OTHER_OPS = "chain_reject", "context_lookup", "glm_tree", "typical_accept"  # with vectors, too
 KERNELS = Path("csrc/cpu/kernels")  # compiled once per instruction set
-LOWER_INSTRUCTION_SETS = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}}
+LOWER_INSTRUCTION_SETS = {
+    "portable": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
 X86 = platform.machine() in ("x86_64", "AMD64")
-INSTRUCTION_SETS = (*LOWER_INSTRUCTION_SETS, "avx512") if X86 else ("portable",)
+INSTRUCTION_SETS = (*LOWER_INSTRUCTION_SETS, "avx512bf16") if X86 else ("portable",)
 OBJECTS = ROOT / "build/native" / KERNELS
 native = pytest.mark.skipif(_library.NATIVE_PATH is None, reason="the library was not built")
 
@@ -145,8 +149,16 @@ def test_symbols_of_an_instruction_set_have_its_name(isa):
 def test_an_unknown_instruction_set_is_an_error(isa):
     code = "import torch, dspark_kernels as d; d.sample_logits(torch.zeros(1, 4))"
     done = python("-c", code, DSPARK_CPU=isa, DSPARK_BACKEND="native")
-    assert "RuntimeError: dspark: DSPARK_CPU must be portable, avx2 or avx512" in done.stderr
+    expected = "RuntimeError: dspark: DSPARK_CPU must be portable, avx2, avx512 or avx512bf16, and"
+    assert expected in done.stderr
     assert f"got {isa}\n" in done.stderr
+
+
+@native
+@pytest.mark.parametrize(("isa", "said"), [("portable", "using portable"), ("amx", "CPU lacks")])
+def test_the_reason_says_which_instruction_set_is_used(isa, said):
+    code = "from dspark_kernels import _library as l; print(l.backend_of('glm_tree', 'cpu')[1])"
+    assert python("-c", code, DSPARK_CPU=isa).stdout.endswith(f"{said}\n")
 
 
 @native

@@ -11,15 +11,14 @@ namespace {
 Isa best_isa() {
 #ifdef __x86_64__
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512bf16")) {
-    return Isa::kAvx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    return Isa::kAvx2;
-  }
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+  if (avx512) return Isa::kAvx512;
+  if (avx2) return Isa::kAvx2;
 #endif
   return Isa::kPortable;
 }
@@ -28,16 +27,22 @@ Isa choose_isa() {
   const Isa best = best_isa();
   const char* requested = std::getenv("DSPARK_CPU");
   if (requested == nullptr) return best;
-  const char* names[] = {"portable", "avx2", "avx512"};
   for (int i = 0; i <= static_cast<int>(best); ++i) {
-    if (std::string(requested) == names[i]) return static_cast<Isa>(i);
+    const Isa isa = static_cast<Isa>(i);
+    if (std::string(requested) == isa_name(isa)) return isa;
   }
-  const std::string expected = std::string("be portable, avx2 or avx512, and not above the ") +
-                               names[static_cast<int>(best)] + " this CPU has";
+  const std::string expected =
+      std::string("be portable, avx2, avx512 or avx512bf16, and not above the ") + isa_name(best) +
+      " this CPU has";
   fail("dspark", "DSPARK_CPU", expected.c_str(), requested);
 }
 
 }  // namespace
+
+const char* isa_name(Isa isa) {
+  const char* names[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return names[static_cast<int>(isa)];
+}
 
 Isa cpu_isa() {
   static const Isa isa = choose_isa();

@@ -56,20 +56,22 @@ DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float
   const int capacity = words * Dot::kPerWord;
   const int present = elements < 0 ? 0 : elements < capacity ? (int)elements : capacity;
   if (prefetch != 0) prefetch_row((const char*)from + prefetch, present * sizeof(T));
+  const auto stage = [&](const T* source, int i) __attribute__((always_inline)) {
+    if constexpr (Dot::template kHolds<T>) {
+      store_as((T*)to + i, load_as<Floats>(source));
+    } else {
+      store((Element*)to + i, load(source));
+    }
+  };
+  if (present == capacity) {
+    for (int i = 0; i < capacity; i += kLanes * kElements) stage(from + i, i);
+    return;
+  }
   for (int i = 0; i < capacity; i += kLanes * kElements) {
     const int left = present - i;
-    if constexpr (Dot::template kHolds<T>) {
-      T padded[kLanes * kElements] = {};
-      const T* whole = from + i;
-      if (left < kLanes * kElements) {
-        for (int e = 0; e < left; ++e) padded[e] = from[i + e];
-        whole = padded;
-      }
-      store_as((T*)to + i, load_as<Floats>(whole));
-    } else {
-      store((Element*)to + i,
-            left >= kLanes ? load(from + i) : load_first(from + i, left > 0 ? left : 0));
-    }
+    T padded[kLanes * kElements] = {};
+    for (int e = 0; e < left && e < kLanes * kElements; ++e) padded[e] = from[i + e];
+    stage(padded, i);
   }
 }
 

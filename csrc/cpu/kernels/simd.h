@@ -160,11 +160,40 @@ DSPARK_INLINE void multiply_wide(uint32_t factor, Words x, Words* high, Words* l
 
 // --- conversions -------------------------------------------------------------------------------
 
+// Each lane as 32 bits. Compilers make several instructions of the plain conversions.
+DSPARK_INLINE Words widen(Shorts x) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu16_epi32((__m256i)x);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu16_epi32((__m128i)x);
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+DSPARK_INLINE Words widen(Bytes x) {
+#if defined(__AVX512F__)
+  return (Words)_mm512_cvtepu8_epi32((__m128i)x);
+#elif defined(__AVX2__)
+  return (Words)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)&x));
+#else
+  return __builtin_convertvector(x, Words);
+#endif
+}
+// Lanes below 2^16 as 16 bits.
+DSPARK_INLINE Shorts narrow(Words x) {
+#if defined(__AVX512F__)
+  return (Shorts)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32((__m256i)x, (__m256i)x);
+  return (Shorts)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#else
+  return __builtin_convertvector(x, Shorts);
+#endif
+}
+
 DSPARK_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
 
-DSPARK_INLINE Floats load(const Bf16* from) {
-  return (Floats)(__builtin_convertvector(load_as<Shorts>(from), Words) << 16);
-}
+DSPARK_INLINE Floats load(const Bf16* from) { return (Floats)(widen(load_as<Shorts>(from)) << 16); }
 
 DSPARK_INLINE Floats load(const Fp16* from) {
 #if defined(__AVX512F__)
@@ -172,7 +201,7 @@ DSPARK_INLINE Floats load(const Fp16* from) {
 #elif defined(__AVX2__)
   return _mm256_cvtph_ps(load_as<__m128i>(from));
 #else
-  const Words half = __builtin_convertvector(load_as<Shorts>(from), Words);
+  const Words half = widen(load_as<Shorts>(from));
   const Words magnitude = (half & 0x7FFF) << 13, sign = (half & 0x8000) << 16;
   const Words finite =
       (Words)((Floats)magnitude * 0x1p112f);  // the exponents' biases differ by 112
@@ -181,7 +210,7 @@ DSPARK_INLINE Floats load(const Fp16* from) {
 }
 
 DSPARK_INLINE Floats load(const Fp8* from) {
-  const Words byte = __builtin_convertvector(load_as<Bytes>(from), Words);
+  const Words byte = widen(load_as<Bytes>(from));
   const Words magnitude = (byte & 0x7F) << 20, sign = (byte & 0x80) << 24;
   const Words finite = (Words)((Floats)magnitude * 0x1p120f);
   return (Floats)(((byte & 0x7F) == 0x7F ? splat(0x7FC00000u) : finite) | sign);
@@ -196,16 +225,12 @@ DSPARK_INLINE Words round_to_bf16(Floats value) {
 }
 
 // Lane i holds element i as bf16 in its low 16 bits.
-DSPARK_INLINE Words load_bf16(const Bf16* from) {
-  return __builtin_convertvector(load_as<Shorts>(from), Words);
-}
+DSPARK_INLINE Words load_bf16(const Bf16* from) { return widen(load_as<Shorts>(from)); }
 DSPARK_INLINE Words load_bf16(const Fp8* from) { return round_to_bf16(load(from)); }
 
 // Pairs of bf16 numbers: a in the low half of a lane, b in the high half.
 DSPARK_INLINE Floats pack_bf16(Words a, Words b) { return (Floats)(a | b << 16); }
-DSPARK_INLINE void store(Bf16* to, Floats value) {
-  store_as(to, __builtin_convertvector(round_to_bf16(value), Shorts));
-}
+DSPARK_INLINE void store(Bf16* to, Floats value) { store_as(to, narrow(round_to_bf16(value))); }
 
 DSPARK_INLINE void store(Fp16* to, Floats value) {
 #if defined(__AVX512F__)
@@ -218,7 +243,7 @@ DSPARK_INLINE void store(Fp16* to, Floats value) {
   const Words tiny = (Words)((Floats)bits + 0.5f) - 0x3F000000;  // lets the adder round
   const Words large = bits > 0x7F800000 ? splat(0x7E00u) : splat(0x7C00u);
   const Words half = bits >= 0x47800000 ? large : bits < 0x38800000 ? tiny : normal;
-  store_as(to, __builtin_convertvector(half | sign, Shorts));
+  store_as(to, narrow(half | sign));
 #endif
 }
 
