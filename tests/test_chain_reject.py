@@ -68,6 +68,7 @@ CASES = {
     "one_word": {"V": 1},
     "long": {"K": 33, "B": 8, "similar": 0.1},
     "wide": {"V": 1003, "B": 8, "similar": 0.3},
+    "slices": {"V": 5001, "similar": 0.3},
     "far": {"similar": 4.0, "B": 32},
     "empty": {"B": 0},
 }

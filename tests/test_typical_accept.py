@@ -125,7 +125,7 @@ def test_backend(nodes, name, device):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("vocab", [8, 1003])
+@pytest.mark.parametrize("vocab", [8, 1003, 5001])
 def test_backend_dtypes(dtype, vocab, device):
     options = {"epsilon": 0.01, "delta": 0.2, "dtype": dtype, "vocab": vocab}
     check(dspark_kernels.typical_accept, 40, **options, device=device)

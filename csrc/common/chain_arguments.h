@@ -44,6 +44,18 @@ class ChainArguments {
     view.num_emitted = num_emitted_.mutable_data_ptr<int32_t>();
   }
 
+  // For many groups, of slices that are multiples of `unit`.
+  SlicedChain sliced(int64_t unit) {
+    const Slices slices = Slices::cut(view.vocab, unit);
+    const int64_t rows = batch * (2 * view.length + 1), draws = batch * 2;
+    const auto scratch = [&](int64_t items, size_t size) {
+      return empty({items * slices.count * static_cast<int64_t>(size)}, ScalarType::Byte, emitted_);
+    };
+    stats_ = scratch(rows, sizeof(RowStats)), draws_ = scratch(draws, sizeof(Draw));
+    return {view, slices, static_cast<RowStats*>(stats_.mutable_data_ptr()),
+            static_cast<Draw*>(draws_.mutable_data_ptr())};
+  }
+
   std::tuple<Tensor, Tensor> outputs() const { return {emitted_, num_emitted_}; }
 
   int64_t batch;
@@ -51,6 +63,7 @@ class ChainArguments {
 
  private:
   Tensor tokens_, draft_, target_, temperature_, seed_, position_, emitted_, num_emitted_;
+  Tensor stats_, draws_;
 };
 
 }  // namespace dspark

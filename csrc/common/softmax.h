@@ -16,10 +16,30 @@ struct LogitsRow {
   float temperature;
 };
 
+// A row is cut into slices where several groups read it side by side.
+constexpr int kMaxSlices = 32;
+struct Slices {
+  int64_t size;  // logits of all but the last; a multiple of 4, as noise comes in fours
+  int count;
+
+  // As many as can be, each a multiple of `unit`.
+  static DSPARK_FORCE_INLINE Slices cut(int64_t vocab, int64_t unit) {
+    const int64_t units = (vocab + unit * kMaxSlices - 1) / (unit * kMaxSlices);
+    const int64_t size = unit * (units > 1 ? units : 1);
+    return {size, static_cast<int>((vocab + size - 1) / size)};
+  }
+  template <typename T>
+  DSPARK_FORCE_INLINE LogitsRow<T> of(const LogitsRow<T>& row, int slice) const {
+    const int64_t first = slice * size, left = row.vocab - first;
+    return {row.logits + first, left < size ? left : size, row.temperature};
+  }
+};
+
 // p = exp(x / temperature - top) / sum; entropy = log(sum) - weighted / sum.
 struct RowStats {
   float top, sum, weighted;
   DSPARK_FORCE_INLINE bool valid() const { return top > -INFINITY && top < INFINITY; }
+  static DSPARK_FORCE_INLINE RowStats none() { return {-INFINITY, 0, 0}; }
 };
 
 template <class G, typename T>
@@ -78,6 +98,23 @@ DSPARK_HOST_DEVICE RowStats row_stats(G& g, const LogitsRow<T>& row) {
   });
   stats.sum = g.sum(G::fold_sum(sum));
   stats.weighted = g.sum(G::fold_sum(weighted));
+  return stats;
+}
+
+// Those of a row from those of its slices, by one member.
+template <class G>
+DSPARK_HOST_DEVICE RowStats merge_stats(const RowStats* slices, int count) {
+  RowStats stats = RowStats::none();
+  DSPARK_SIDE_BY_SIDE(8)
+  for (int i = 0; i < count; ++i) stats.top = fmaxf(stats.top, slices[i].top);
+  DSPARK_SIDE_BY_SIDE(8)
+  for (int i = 0; i < count; ++i) {
+    const RowStats slice = slices[i];
+    if (!stats.valid() || !slice.valid()) continue;
+    const float lower = slice.top - stats.top, factor = expf(lower);
+    stats.sum += slice.sum * factor;
+    stats.weighted += (slice.weighted + slice.sum * lower) * factor;
+  }
   return stats;
 }
 

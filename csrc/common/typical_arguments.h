@@ -26,10 +26,18 @@ class TypicalArguments {
             temperature_.data<float>()};
   }
 
+  // For many groups, of slices that are multiples of `unit`.
+  SlicedTypical sliced(const Walks& walks, int64_t unit) {
+    const Slices slices = Slices::cut(view.vocab, unit);
+    const int64_t bytes = walks.batch * walks.nodes * slices.count * sizeof(RowStats);
+    stats_ = empty({bytes}, ScalarType::Byte, logits_);
+    return {view, slices, static_cast<RowStats*>(stats_.mutable_data_ptr())};
+  }
+
   TypicalAccept view;
 
  private:
-  Tensor logits_;
+  Tensor logits_, stats_;
   Optional temperature_;
 };
 

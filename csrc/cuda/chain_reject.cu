@@ -7,16 +7,34 @@
 namespace dspark {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 128, kUnit = 16 * kThreads;  // logits of a slice
 using Group = BlockGroup<kThreads>;
+using Warp = BlockGroup<32>;
 
-// One request per block.
+// A slice of a request per column of blocks, a row per row of blocks.
 template <typename T>
-__global__ __launch_bounds__(kThreads) void chain_reject_kernel(
-    const __grid_constant__ ChainReject p) {
+__global__ __launch_bounds__(kThreads) void chain_stats_kernel(
+    const __grid_constant__ SlicedChain p) {
   __shared__ Group::Scratch group_scratch;
   Group group(group_scratch);
-  chain_reject_request<Group, T>(group, p, blockIdx.x);
+  const int slices = p.slices.count;
+  chain_stats<Group, T>(group, p, blockIdx.x / slices, blockIdx.y, blockIdx.x % slices);
+}
+
+template <typename T>
+__global__ __launch_bounds__(kThreads,
+                             1) void chain_draw_kernel(const __grid_constant__ SlicedChain p) {
+  __shared__ Group::Scratch group_scratch;
+  __shared__ ChainScratch scratch;
+  Group group(group_scratch);
+  const int slices = p.slices.count;
+  chain_draw<Group, T>(group, p, blockIdx.x / slices, blockIdx.x % slices, scratch);
+}
+
+__global__ __launch_bounds__(32) void chain_finish_kernel(const __grid_constant__ SlicedChain p) {
+  __shared__ Warp::Scratch group_scratch;
+  Warp group(group_scratch);
+  chain_finish(group, p, blockIdx.x);
 }
 
 std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits,
@@ -25,14 +43,21 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
   constexpr const char* kOp = "chain_reject";
   check_device(kOp, {draft_tokens, draft_logits, target_logits, temperature, seed, position});
   const CurrentDevice device(draft_tokens, kOp);
-  const ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seed,
-                                 position, kOp);
+  ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seed, position,
+                           kOp);
   if (arguments.batch == 0) return arguments.outputs();
-  with_type(arguments.view.dtype, [&](auto type) {
-    const auto blocks = static_cast<unsigned>(arguments.batch);
-    chain_reject_kernel<decltype(type)><<<blocks, kThreads, 0, device.stream>>>(arguments.view);
+  const SlicedChain view = arguments.sliced(kUnit);
+  const auto batch = static_cast<unsigned>(arguments.batch), slices = batch * view.slices.count;
+  const dim3 rows(slices, static_cast<unsigned>(2 * view.chain.length + 1));
+  with_type(view.chain.dtype, [&](auto type) {
+    using T = decltype(type);
+    chain_stats_kernel<T><<<rows, kThreads, 0, device.stream>>>(view);
+    check_cuda(cudaGetLastError(), kOp);
+    chain_draw_kernel<T><<<slices, kThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
   });
+  chain_finish_kernel<<<batch, 32, 0, device.stream>>>(view);
+  check_cuda(cudaGetLastError(), kOp);
   return arguments.outputs();
 }
 

@@ -6,18 +6,31 @@
 namespace dspark {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kThreads = 128, kUnit = 16 * kThreads;  // logits of a slice
+constexpr int kWalkThreads = 256;
 using Group = BlockGroup<kThreads>;
+using WalkGroup = BlockGroup<kWalkThreads>;
+
+// A slice of a request per column of blocks, a node per row of blocks.
+template <typename T>
+__global__ __launch_bounds__(kThreads) void typical_stats_kernel(
+    const __grid_constant__ SlicedTypical p) {
+  __shared__ Group::Scratch group_scratch;
+  Group group(group_scratch);
+  const int slices = p.slices.count;
+  typical_stats<Group, T>(group, p, blockIdx.x / slices, blockIdx.y, blockIdx.x % slices);
+}
 
 // One request per block.
 template <typename T>
-__global__ __launch_bounds__(kThreads) void typical_accept_kernel(
-    const __grid_constant__ TypicalAccept p) {
+__global__ __launch_bounds__(kWalkThreads, 1) void typical_finish_kernel(
+    const __grid_constant__ SlicedTypical p) {
+  __shared__ WalkGroup::Scratch group_scratch;
   __shared__ TypicalScratch scratch;
-  __shared__ Group::Scratch group_scratch;
+  __shared__ RowStats stats[kMaxNodes];
   __shared__ int32_t path[kMaxNodes];
-  Group group(group_scratch);
-  typical_accept_request<Group, T>(group, p, blockIdx.x, scratch, path);
+  WalkGroup group(group_scratch);
+  typical_finish<WalkGroup, T>(group, p, blockIdx.x, scratch, stats, path);
 }
 
 WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens,
@@ -31,11 +44,16 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
   const CurrentDevice device(tokens, kOp);
   const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, kOp);
   const Caches moved(walks.batch, caches, cache_seqlens, block_table, kOp);
-  const TypicalArguments arguments(walks, logits, temperature, epsilon, delta, kOp);
+  TypicalArguments arguments(walks, logits, temperature, epsilon, delta, kOp);
   if (walks.batch == 0) return walks.tensors();
-  with_type(arguments.view.dtype, [&](auto type) {
-    const auto blocks = static_cast<unsigned>(walks.batch);
-    typical_accept_kernel<decltype(type)><<<blocks, kThreads, 0, device.stream>>>(arguments.view);
+  const SlicedTypical view = arguments.sliced(walks, kUnit);
+  const auto batch = static_cast<unsigned>(walks.batch);
+  const dim3 rows(batch * view.slices.count, static_cast<unsigned>(walks.nodes));
+  with_type(view.typical.dtype, [&](auto type) {
+    using T = decltype(type);
+    typical_stats_kernel<T><<<rows, kThreads, 0, device.stream>>>(view);
+    check_cuda(cudaGetLastError(), kOp);
+    typical_finish_kernel<T><<<batch, kWalkThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
   });
   compact_on_device<false>(walks.view, walks.batch, moved, device.stream, kOp);

@@ -17,6 +17,8 @@ namespace {
 using lockstep::Group;
 using lockstep::Machine;
 
+constexpr int64_t kUnit = 4;  // of the slices of a row: several in rows as short as in tests
+
 int64_t lanes = 32, team_size = 8;
 uint64_t seed = 0;
 
@@ -147,14 +149,23 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
                            std::optional<Tensor> block_table, int64_t max_depth) {
   const Walks walks(tokens, parents, num_nodes, target_tokens, max_depth, "typical_accept");
   const Caches moved(walks.batch, caches, cache_seqlens, block_table, "typical_accept");
-  const TypicalArguments arguments(walks, logits, temperature, epsilon, delta, "typical_accept");
-  with_type(arguments.view.dtype, [&](auto type) {
+  TypicalArguments arguments(walks, logits, temperature, epsilon, delta, "typical_accept");
+  const SlicedTypical view = arguments.sliced(walks, kUnit);
+  with_type(view.typical.dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int slice = 0; slice < view.slices.count; ++slice) {
+      run(walks.batch * walks.nodes, [&](Group& group, int64_t row) {
+        const int node = static_cast<int>(row % walks.nodes);
+        typical_stats<Group, T>(group, view, row / walks.nodes, node, slice);
+      });
+    }
     Rubbish scratch(sizeof(TypicalScratch)), path(4 * kMaxNodes);
+    Rubbish stats(sizeof(RowStats) * kMaxNodes);
     run(walks.batch, [&](Group& group, int64_t request) {
-      typical_accept_request<Group, decltype(type)>(
-          group, arguments.view, request, *scratch.data<TypicalScratch>(), path.data<int32_t>());
+      typical_finish<Group, T>(group, view, request, *scratch.data<TypicalScratch>(),
+                               stats.data<RowStats>(), path.data<int32_t>());
     });
-    check_intact(path);
+    check_intact(path), check_intact(stats);
   });
   compact<false>(walks, moved);
   return walks.tensors();
@@ -163,13 +174,25 @@ WalkTensors typical_accept(Tensor tokens, Tensor parents, Tensor num_nodes, Tens
 std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits,
                                         Tensor target_logits, Tensor temperature, Tensor seeds,
                                         Tensor position) {
-  const ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seeds,
-                                 position, "chain_reject");
-  with_type(arguments.view.dtype, [&](auto type) {
-    run(arguments.batch, [&](Group& group, int64_t request) {
-      chain_reject_request<Group, decltype(type)>(group, arguments.view, request);
-    });
+  ChainArguments arguments(draft_tokens, draft_logits, target_logits, temperature, seeds, position,
+                           "chain_reject");
+  const SlicedChain view = arguments.sliced(kUnit);
+  const int64_t rows = 2 * view.chain.length + 1, batch = arguments.batch;
+  with_type(view.chain.dtype, [&](auto type) {
+    using T = decltype(type);
+    Rubbish scratch(sizeof(ChainScratch));
+    for (int slice = 0; slice < view.slices.count; ++slice) {
+      run(batch * rows, [&](Group& group, int64_t row) {
+        chain_stats<Group, T>(group, view, row / rows, static_cast<int>(row % rows), slice);
+      });
+    }
+    for (int slice = 0; slice < view.slices.count; ++slice) {
+      run(batch, [&](Group& group, int64_t request) {
+        chain_draw<Group, T>(group, view, request, slice, *scratch.data<ChainScratch>());
+      });
+    }
   });
+  run(batch, [&](Group& group, int64_t request) { chain_finish(group, view, request); });
   return arguments.outputs();
 }
 
