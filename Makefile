@@ -10,17 +10,23 @@ PROMPTS ?=  # of the package unless a file is given
 DECODE := --dtype bfloat16 $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
 BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
+# several files at a time; what a file builds, it builds once
+export PYTEST_OPTIONS ?= --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST = $(BIN)/pytest $(PYTEST_OPTIONS)
 
 .PHONY: demo test sanitize lint bench gpu-check clean
 
 demo: $(VENV)/built
 	$(BIN)/dspark generate
 
+# threads of tests that share the cores must not wait in loops
+test sanitize: export OMP_WAIT_POLICY := passive
+
 test: $(VENV)/built
-	$(BIN)/pytest
-	DSPARK_BACKEND=reference $(BIN)/pytest $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
-	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(BIN)/pytest $(TRITON_TESTS) tests/test_fused_pass.py
-	$(BIN)/pytest --device emulated -m cuda
+	$(PYTEST)
+	DSPARK_BACKEND=reference $(PYTEST) $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
+	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(PYTEST) $(TRITON_TESTS) tests/test_fused_pass.py
+	$(PYTEST) --device emulated -m cuda
 	PYTHON=$(abspath $(BIN))/python tests/run_ptx.sh
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network

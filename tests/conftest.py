@@ -93,6 +93,17 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in gone]
 
 
+def pytest_sessionfinish(session):
+    if output := getattr(session.config, "workeroutput", None):
+        output["left_out"] = session.config.left_out
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Every worker collects the same tests, and leaves out the same."""
+    node.config.left_out |= getattr(node, "workeroutput", {}).get("left_out", {})
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for marker, count in config.left_out.items():
         terminalreporter.write_line(f"{count} tests left out: {why_not(marker, config)}")
