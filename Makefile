@@ -11,8 +11,7 @@ DECODE := --dtype bfloat16 $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/r
 BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
 # several files at a time; what a file builds, it builds once
-export PYTEST_OPTIONS ?= --numprocesses auto --maxprocesses 8 --dist loadfile
-PYTEST = $(BIN)/pytest $(PYTEST_OPTIONS)
+PYTEST = $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test sanitize lint bench gpu-check clean
 
@@ -20,7 +19,7 @@ demo: $(VENV)/built
 	$(BIN)/dspark generate
 
 # threads of tests that share the cores must not wait in loops
-test sanitize: export OMP_WAIT_POLICY := passive
+test: export OMP_WAIT_POLICY := passive
 
 test: $(VENV)/built
 	$(PYTEST)

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The tests of the ops on what nvcc and Triton make of the GPU's kernels: an emulator runs their PTX,
 # with AddressSanitizer over every access to memory. PYTHON: the interpreter to use; arguments go to
-# pytest, in place of the test files, and so does PYTEST_OPTIONS. Without nvcc, Triton's kernels
-# alone.
+# pytest, in place of the test files. Without nvcc, Triton's kernels alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -23,4 +22,4 @@ too_long=tests/test_chain_reject.py::test_the_emitted_law_is_the_targets  # 50,0
 env LD_PRELOAD="$(g++ -print-file-name=libasan.so) $emulator" TRITON_CACHE_DIR="$folder/triton" \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \
   "$PYTHON" -P -m pytest --package build/ptx/lib --device ptx -q -p no:cacheprovider \
-  -m "backend or compiled or ptx" --deselect "$too_long" ${PYTEST_OPTIONS:-} "$@"
+  -m "backend or compiled or ptx" --deselect "$too_long" "$@"
