@@ -110,6 +110,14 @@ DSPARK_HOST_DEVICE void write_kept(G& g, const ChainReject& p, int64_t b, int ke
   if (g.lane() == 0) p.num_emitted[b] = kept + 1;
 }
 
+// The token at `kept`; 0 where no token has a weight.
+template <class G>
+DSPARK_HOST_DEVICE void write_drawn(G& g, const ChainReject& p, int64_t b, int64_t kept,
+                                    const Draw& drawn) {
+  if (g.lane() != 0) return;
+  p.emitted[b * (p.length + 1) + kept] = drawn.score > -INFINITY ? drawn.token : 0;
+}
+
 // A request by one group, which reads no row after the first rejected token's.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void chain_reject_request(G& g, const ChainReject& p, int64_t b) {
@@ -125,12 +133,11 @@ DSPARK_HOST_DEVICE void chain_reject_request(G& g, const ChainReject& p, int64_t
   }
   const Slices whole{p.vocab, 1};
   Draw drawn = draw_residual(g, in, kept, target, draft, whole, 0);
-  if (drawn.score == -INFINITY)
+  if (drawn.score == -INFINITY) {
     drawn = draw_residual(g, in, kept, target, RowStats::none(), whole, 0);
-  write_kept(g, p, b, kept);
-  if (g.lane() == 0) {
-    p.emitted[b * (p.length + 1) + kept] = drawn.score > -INFINITY ? drawn.token : 0;
   }
+  write_kept(g, p, b, kept);
+  write_drawn(g, p, b, kept, drawn);
   g.sync();
 }
 
@@ -224,10 +231,7 @@ DSPARK_HOST_DEVICE void chain_finish(G& g, const SlicedChain& p, int64_t b) {
     }
     best = best_draw(g, best);
   }
-  if (g.lane() == 0) {
-    const int64_t kept = p.chain.num_emitted[b] - 1;
-    p.chain.emitted[b * (p.chain.length + 1) + kept] = best.score > -INFINITY ? best.token : 0;
-  }
+  write_drawn(g, p.chain, b, p.chain.num_emitted[b] - 1, best);
 }
 
 }  // namespace dspark
