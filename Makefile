@@ -10,8 +10,10 @@ PROMPTS ?=  # of the package unless a file is given
 DECODE := --dtype bfloat16 $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
 BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
 NATIVE_SOURCES := setup.py $(shell find csrc -type f)
-# several files at a time; what a file builds, it builds once
-PYTEST = $(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist
+PYTEST := $(BIN)/pytest $(PARALLEL)
+# what pytest needs to run in tests/*.sh
+WITH_PYTEST := PYTHON=$(abspath $(BIN))/python PARALLEL="$(PARALLEL) worksteal"
 
 .PHONY: demo test sanitize lint bench gpu-check clean
 
@@ -19,14 +21,15 @@ demo: $(VENV)/built
 	$(BIN)/dspark generate
 
 # threads of tests that share the cores must not wait in loops
-test: export OMP_WAIT_POLICY := passive
+test sanitize: export OMP_WAIT_POLICY := passive
 
+# what a file builds, it builds once: loadfile
 test: $(VENV)/built
-	$(PYTEST)
-	DSPARK_BACKEND=reference $(PYTEST) $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
-	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(PYTEST) $(TRITON_TESTS) tests/test_fused_pass.py
-	$(PYTEST) --device emulated -m cuda
-	PYTHON=$(abspath $(BIN))/python tests/run_ptx.sh
+	$(PYTEST) loadfile
+	DSPARK_BACKEND=reference $(PYTEST) worksteal $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
+	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(PYTEST) worksteal $(TRITON_TESTS) tests/test_fused_pass.py
+	$(PYTEST) loadfile --device emulated -m cuda
+	$(WITH_PYTEST) tests/run_ptx.sh
 
 # on a machine with a GPU, torch, Triton and nvcc; uses its own python, no network
 gpu-check:
@@ -34,7 +37,7 @@ gpu-check:
 
 # the op tests on a library built with AddressSanitizer and UBSan
 sanitize: $(VENV)/built
-	PYTHON=$(abspath $(BIN))/python tests/run_sanitized.sh
+	$(WITH_PYTEST) tests/run_sanitized.sh
 
 # all results and pictures of this CPU, in about 15 minutes of an idle machine
 bench: $(VENV)/built

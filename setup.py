@@ -12,10 +12,12 @@ never imported here, its headers are found by path, so that build isolation work
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import site
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -36,6 +38,7 @@ if platform.machine() in ("x86_64", "AMD64"):
     ]
     INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
 DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
+RESOURCES = re.compile(r"ptxas info|    \d+ bytes stack frame")  # what -Xptxas -v says of kernels
 
 
 def torch_include() -> Path:
@@ -89,7 +92,10 @@ def dependencies(depfile: Path) -> list[Path]:
 
 
 def compile_file(command: list[str], source: Path, target: Path) -> None:
-    """Run `command -c source -o target` unless neither the command nor an included file changed."""
+    """Run `command -c source -o target` unless neither the command nor an included file changed.
+
+    What kernels take of a GPU goes into target.resources, for tests.
+    """
     command = [*command, "-MD", "-MF", f"{target}.d", "-c", str(source), "-o", str(target)]
     recipe, stamp = Path(f"{target}.cmd"), shlex.join(command)
     if target.exists() and recipe.exists() and recipe.read_text() == stamp:
@@ -100,8 +106,18 @@ def compile_file(command: list[str], source: Path, target: Path) -> None:
     print(f"compiling {target}", flush=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     recipe.unlink(missing_ok=True)
-    if subprocess.run(command).returncode:
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    resources, messages = "", ""
+    for line in done.stderr.splitlines(keepends=True):
+        if RESOURCES.match(line):
+            resources += line
+        else:
+            messages += line
+    print(messages, end="", file=sys.stderr, flush=True)
+    if done.returncode:
         raise CompileError(f"{source} does not compile, see what the compiler says above")
+    if resources:
+        Path(f"{target}.resources").write_text(resources)
     recipe.write_text(stamp)
 
 
@@ -137,12 +153,13 @@ class BuildNative(build_ext):
             host += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
             link += ["-lasan", "-lubsan"]
         jobs = []
-        for source in map(Path, ext.sources):
+        # what takes longest first
+        for source in sorted(map(Path, ext.sources), key=lambda path: path.suffix != ".cu"):
             target = objects_folder / source.with_suffix(".o")
             if source.suffix == ".cu":
                 if archs:
                     gencode = [f"-gencode={flag}" for flag in cuda_targets(archs)]
-                    flags = ["-ccbin", compiler[0], "--expt-relaxed-constexpr"]
+                    flags = ["-ccbin", compiler[0], "--expt-relaxed-constexpr", "-Xptxas=-v"]
                     flags += [f"-Xcompiler={flag}" for flag in host]
                     cuda_target = target.with_suffix(".cu.o")
                     jobs.append(([nvcc, *common, *flags, *gencode], source, cuda_target))

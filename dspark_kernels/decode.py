@@ -22,7 +22,7 @@ from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State
 from .statistics import Clock, Results, Statistics, no_clock
-from .tree import DraftTree, chain
+from .tree import DraftTree
 
 CAPTURED = 8, 32  # nodes of a tree, at most, where trees share a number; or all
 Choice = Callable[[torch.Tensor], Budget]  # from scores, float32 [B, M]
@@ -136,7 +136,7 @@ def step(
     request at most, and of all together.
     """
     if draft is None:
-        return verify(target, state, chain(state.root[:, None]), 0, clock)[0]
+        return verify(target, state, state.roots, 0, clock)[0]
     tree, scores, packing = propose(draft, state, num_nodes, min_score, choose, clock)
     outcome, _drawn = verify(target, state, tree, max_depth(draft), clock, packing)
     return outcome._replace(scores=scores)

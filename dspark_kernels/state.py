@@ -1,12 +1,14 @@
 """What a batch of requests looks like between two steps."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 
 from .cache import KVCache
 from .ops import advance_step
 from .sampling import DrawTensors
+from .tree import DraftTree, chain
 
 CAPACITY_UNIT = 256  # tokens; a state serves all calls whose longest request rounds up to it
 STOPS_UNIT = 8  # stop tokens, likewise
@@ -93,6 +95,11 @@ class State:
             history=self.history, lengths=self.lengths, cache_seqlens=self.cache.seqlens,
             root=self.root, done=self.done, kept=kept,
         )  # fmt: skip
+
+    @cached_property
+    def roots(self) -> DraftTree:
+        """The trees of a step without a draft: views of `root`, and what never changes."""
+        return chain(self.root[:, None])
 
     def select(self, requests: torch.Tensor) -> "State":
         """The state of these requests alone, on this one's cache; see `KVCache.select`."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need a network, or wait for one
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     import triton_interpreter  # noqa: F401
 
@@ -104,9 +106,34 @@ def pytest_testnodedown(node, error):
     node.config.left_out |= getattr(node, "workeroutput", {}).get("left_out", {})
 
 
+TABLES = {
+    "CUDA kernels": ("kernel", "arch", "registers", "shared memory", "stack", "spills"),
+    "Triton kernels": (
+        "kernel", "sizes", "arch", "registers", "shared memory", "stack", "instructions"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def tabulate(record_property):
+    """Called with the name of a table in the summary and a row of it."""
+    return lambda name, *cells: record_property(name, [str(cell) for cell in cells])
+
+
 def pytest_terminal_summary(terminalreporter, config):
     for marker, count in config.left_out.items():
         terminalreporter.write_line(f"{count} tests left out: {why_not(marker, config)}")
+    done = [report for some in terminalreporter.stats.values() for report in some]
+    recorded = [pair for report in done for pair in getattr(report, "user_properties", ())]
+    for name, header in TABLES.items():
+        rows = sorted(tuple(row) for table, row in recorded if table == name)
+        if not rows:
+            continue
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        terminalreporter.section(name)
+        for row in (header, *rows):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            terminalreporter.write_line("  ".join(cells).rstrip())
 
 
 @pytest.fixture(scope="session", autouse=True)

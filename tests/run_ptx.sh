@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The tests of the ops on what nvcc and Triton make of the GPU's kernels: an emulator runs their PTX,
-# with AddressSanitizer over every access to memory. PYTHON: the interpreter to use; arguments go to
-# pytest, in place of the test files. Without nvcc, Triton's kernels alone.
+# with AddressSanitizer over every access to memory. PYTHON: the interpreter to use; PARALLEL: options
+# of pytest-xdist; arguments go to pytest, in place of the test files. Without nvcc, Triton's kernels
+# alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -21,5 +22,5 @@ if [ $# -eq 0 ]; then set -- tests/test_{ptx,many_trees,fused_pass}.py "${files[
 too_long=tests/test_chain_reject.py::test_the_emitted_law_is_the_targets  # 50,000 large blocks
 env LD_PRELOAD="$(g++ -print-file-name=libasan.so) $emulator" TRITON_CACHE_DIR="$folder/triton" \
   ASAN_OPTIONS=detect_leaks=0:handle_segv=0 \
-  "$PYTHON" -P -m pytest --package build/ptx/lib --device ptx -q -p no:cacheprovider \
+  "$PYTHON" -P -m pytest ${PARALLEL:-} --package build/ptx/lib --device ptx -q -p no:cacheprovider \
   -m "backend or compiled or ptx" --deselect "$too_long" "$@"

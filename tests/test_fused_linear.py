@@ -7,6 +7,7 @@ from dtypes import DTYPES, EPSILON
 from tolerance import assert_close
 
 import dspark_kernels
+from dspark_kernels._library import INTERPRETER
 from dspark_kernels.reference.fused_linear import fused_linear as reference
 
 
@@ -77,7 +78,8 @@ SHAPES = [
     (1, 576, (576, 192, 192)), (1, 1, (1,)), (2, 33, (50, 7)), (5, 64, (48,)), (8, 100, (13,)),
     (9, 65, (49, 1, 2, 3)), (16, 576, (96,)), (17, 40, (100,)), (33, 31, (20,)), (64, 97, (30,)),
     (65, 200, (17, 60)), (140, 50, (51,)), (3, 1100, (20, 5)), (270, 12, (6, 3)),
-    (32, 512, (96, 40)), (64, 1024, (130,)),
+    (32, 512, (96, 40)), (64, 1024, (130,)), (1, 1536, (70,)), (2, 2080, (33,)), (4, 160, (100,)),
+    (3, 4096, (17,)),
 ]  # fmt: skip
 
 
@@ -124,15 +126,18 @@ def test_views_and_unused_memory(dtype, device):
 
 @pytest.mark.backend
 def test_many_rows(device):
-    check(inputs(4100, 5, (3, 2), True, True, False, True, device=device))
+    rows = 1100 if INTERPRETER else 4100
+    check(inputs(rows, 5, (3, 2), True, True, False, True, device=device))
 
 
 @pytest.mark.backend
-def test_rows_do_not_depend_on_each_other(device):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [300, 576])
+def test_rows_do_not_depend_on_each_other(depth, dtype, device):
     """A row's result has the same bits alone and among others."""
-    arguments = inputs(70, 300, (50, 50), True, True, True, False, device=device)
+    arguments = inputs(70, depth, (50, 50), True, True, True, False, dtype, device=device)
     together = call(arguments)
-    for count in (1, 8, 9, 33):
+    for count in (1, 2, 3, 4, 5, 8, 9, 33):
         some = arguments | {"x": arguments["x"][:count]}
         assert torch.equal(call(some), together[:count])
 

@@ -127,16 +127,16 @@ def test_shapes(M, V, cuts, dtype, device):
 @pytest.mark.backend
 @pytest.mark.parametrize("cuts", CUTS)
 def test_large_vocabulary(cuts, device):
-    check(inputs(6, 5_011, cuts, seed=4, device=device))
+    check(inputs(3, 5_011, cuts, seed=4, device=device))
 
 
 @pytest.mark.backend
 @pytest.mark.parametrize("spread", [2.0, 1e-3, 0.0])
 def test_more_candidates_than_are_noted(spread, device):
     """Close to each other, or equal: all matter until the last passes, or to the end."""
-    arguments = inputs(4, 24_000, "top_k top_p", seed=5, device=device)
+    arguments = inputs(2, 24_000, "top_k top_p", seed=5, device=device)
     arguments["logits"] = 9 + spread * arguments["logits"]
-    arguments["top_k"] = torch.tensor([20_000, 40, 1, 0], dtype=torch.int32, device=device)
+    arguments["top_k"] = torch.tensor([20_000, 0], dtype=torch.int32, device=device)
     check(arguments)
 
 

@@ -118,24 +118,25 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def report(request):
-    """What was compiled, {(kernel, capability): (sizes, code)}, printed at the end."""
-    compiled = {}
-    yield compiled
-    rows = ["", "| sm | sizes | kernel | registers | stack | shared KB | instructions |"]
-    rows.append("|---|---|---|---|---|---|---|")
-    for (*_, capability), (sizes, code) in compiled.items():
+def compiled():
+    """(kernel, capability) of what a test has looked at."""
+    return set()
+
+
+@pytest.fixture
+def report(tabulate):
+    """Called with the sizes a kernel was compiled for, the capability and its code."""
+
+    def add(sizes, capability, code):
         kinds = ", ".join(f"{count} {kind}" for kind, count in code.instructions.items() if count)
-        rows.append(
-            f"| {capability} | {sizes} | {code.kernel} | {code.registers} | {code.stack} "
-            f"| {code.shared / 1024:.0f} | {kinds} |"
-        )
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n".join(rows))
+        size = code.registers, code.shared, code.stack
+        tabulate("Triton kernels", code.kernel, sizes, f"sm_{capability}", *size, kinds)
+
+    return add
 
 
 @pytest.mark.parametrize("op, kind, capability, limits", CASES)
-def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
+def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, report):
     """No spills and the tensor cores in bf16, and never more shared memory than there is."""
     sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
     if op == "fused_linear":
@@ -144,10 +145,11 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, report):
     kernels = triton_aot.launches(monkeypatch, capability, lambda: call(DTYPES[kind], *sizes))
     assert kernels
     for kernel in kernels:
-        if (kernel.hash, capability) in report:
+        if (kernel.hash, capability) in compiled:
             continue
+        compiled.add((kernel.hash, capability))
         code = triton_aot.code_of(kernel)
-        report[kernel.hash, capability] = f"{kind} {sizes}", code
+        report(f"{kind} {sizes}", capability, code)
         assert code.shared <= triton_aot.SHARED_MEMORY[capability], code
         if kind == "single" and code.kernel != "_logits_topk_kernel":
             continue  # float32 products run on the plain cores
@@ -172,7 +174,7 @@ def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
 
     for kernel in triton_aot.launches(monkeypatch, capability, call):
         code = triton_aot.code_of(kernel)
-        report[kernel.hash, capability] = f"E {width}", code
+        report(f"E {width}", capability, code)
         assert code.stack == 0, code
 
 

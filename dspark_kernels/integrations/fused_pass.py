@@ -86,6 +86,7 @@ class FusedPass:
     def __init__(self, decoder):
         self.decoder = decoder
         self.layers = [FusedLayer(layer) for layer in decoder.layers]
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}  # by number of positions
 
     @staticmethod
     def supports(decoder) -> bool:
@@ -104,6 +105,21 @@ class FusedPass:
             for layer in decoder.layers
         )
 
+    def angles(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [S, E] of the rotary angles at all positions of a cache, S >= capacity.
+
+        Ten small kernels, once instead of in every pass. Kept for good, since captured passes read
+        them; sizes are powers of two, so that together they are no more than twice the largest.
+        """
+        size = 1 << (capacity - 1).bit_length()
+        if size not in self._angles:
+            weight = self.decoder.embed_tokens.weight  # for its dtype and device
+            cos, sin = self.decoder.rotary_emb(
+                weight, torch.arange(size, device=weight.device)[None]
+            )
+            self._angles[size] = cos[0], sin[0]
+        return self._angles[size]
+
     def __call__(
         self,
         tokens: Tensor,
@@ -117,11 +133,9 @@ class FusedPass:
         decoder = self.decoder
         x, states = decoder.embed_tokens(pack(tokens, packing)), []  # [T, D]
         rows = None
-        if packing is None:
-            angles = decoder.rotary_emb(x, positions)
-        else:
+        if packing is not None:
             rows, positions = packing.rows, pack(positions, packing)
-            angles = [part[0] for part in decoder.rotary_emb(x, positions[None])]
+        angles = [part[positions] for part in self.angles(cache.capacity)]
         slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)

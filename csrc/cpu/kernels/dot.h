@@ -41,6 +41,7 @@ struct DotOf<Bf16> {
 #endif
 
 constexpr int kLineWords = 16, kLineBytes = 64;
+constexpr int kChunkWords = 96;  // of rows at a time, so that a block of them stays in the L1 cache
 
 DSPARK_INLINE void prefetch_row(const char* row, int64_t bytes) {
   for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(row + byte, 0, 2);
@@ -159,6 +160,53 @@ DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_str
     float* to = c + n * c_stride;
     const Floats sum = add_pairs(sums[n]);
     store(to, accumulate ? load(to) + sum : sum);
+  }
+}
+
+// The same for kLanes whole rows of b in bf16 and at most kLanes / 4 rows of a, laid out as for
+// dot_few_rows, where the CPU multiplies only floats. Here rows of b lie across the lanes, in pairs
+// of numbers: for so few rows of a that takes less than widening b. Its sums are those of chunks.
+template <int kRows>
+DSPARK_NOINLINE void dot_pairs(const float* a, const char* b, ptrdiff_t b_stride, int words,
+                               float* c, ptrdiff_t prefetch) {
+  Floats total[kRows];
+  for (int chunk = 0; chunk < words; chunk += kChunkWords) {
+    const int end = words - chunk < kChunkWords ? words : chunk + kChunkWords;
+    Floats even[kRows] = {}, odd[kRows] = {};
+    for (int word = chunk; word < end; word += 2 * kLanes) {
+      Floats pairs[kLanes];
+#pragma GCC unroll 16
+      for (int n = 0; n < kLanes; ++n) {
+        const char* row = b + n * b_stride;
+        __builtin_prefetch(row + prefetch, 0, 2);
+        pairs[n] = load_as<Floats>(row);
+      }
+      transpose(pairs);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const Floats x = (Floats)((Words)pairs[i] << 16);
+        const Floats y = (Floats)((Words)pairs[i] & 0xFFFF0000u);
+#pragma GCC unroll 4
+        for (int m = 0; m < kRows; ++m) {
+          even[m] = Fp32Dot::multiply_add(splat(a[2 * m]), x, even[m]);
+          odd[m] = Fp32Dot::multiply_add(splat(a[2 * m + 1]), y, odd[m]);
+        }
+        a += kLanes;
+      }
+      b += sizeof(Floats);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) {
+      const Floats sum = even[m] + odd[m];
+      total[m] = chunk > 0 ? total[m] + sum : sum;
+    }
+  }
+  memset(c, 0, kLanes * sizeof(Floats));
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) {
+    float sums[kLanes];
+    store(sums, total[m]);
+    for (int n = 0; n < kLanes; ++n) c[n * kLanes + m] = sums[n];
   }
 }
 

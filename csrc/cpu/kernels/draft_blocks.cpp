@@ -29,7 +29,7 @@ DSPARK_INLINE void add_residual(const DraftBlocks& p, const T* hidden, int64_t c
 template <typename T>
 void run_task(const DraftBlocks& p, int64_t task) {
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
-  const int tile = tile_rows(p.depth * sizeof(T));
+  const int tile = tile_rows<T>(layout);
   const T* bias = (const T*)p.bias;
   const int64_t columns = p.heads * p.dim, begin = task * p.task_rows;
   const int64_t end = begin + p.task_rows < columns ? begin + p.task_rows : columns;
@@ -60,7 +60,7 @@ void run_task(const DraftBlocks& p, int64_t task) {
 DraftBlocksSizes draft_blocks_sizes(const DraftBlocks& p) {
   return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
-    return DraftBlocksSizes{layout.packed_floats(), tile_rows(p.depth * sizeof(type))};
+    return DraftBlocksSizes{layout.packed_floats(), tile_rows<decltype(type)>(layout)};
   });
 }
 

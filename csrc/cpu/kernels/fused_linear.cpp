@@ -60,7 +60,7 @@ void run_task(const FusedLinear& p, int64_t task) {
   int64_t before = 0;  // columns of the output
   for (; task >= p.tasks(part); ++part) task -= p.tasks(part), before += p.columns[part];
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
-  const int tile = tile_rows(p.depth * sizeof(T));
+  const int tile = tile_rows<T>(layout);
   const int64_t begin = task * p.task_columns, columns = p.columns[part];
   const int64_t end = begin + p.task_columns < columns ? begin + p.task_columns : columns;
   const auto rows_of = [&](int i, int64_t n) {
@@ -94,7 +94,7 @@ void run_task(const FusedLinear& p, int64_t task) {
 FusedLinearSizes fused_linear_sizes(const FusedLinear& p) {
   return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
-    return FusedLinearSizes{layout.packed_floats(), tile_rows(p.depth * sizeof(type))};
+    return FusedLinearSizes{layout.packed_floats(), tile_rows<decltype(type)>(layout)};
   });
 }
 

@@ -7,15 +7,36 @@
 
 namespace dspark::DSPARK_ISA {
 
-constexpr int kChunkWords =
-    96;                       // of x at a time, so that a block of its rows stays in the L1 cache
-constexpr int kMaxTile = 48;  // rows of W; a multiple of rows_at_once
+constexpr int kMaxTile = 48;  // rows of W; a multiple of rows_at_once and of kLanes
 
-// As many rows of W as fit well into the L2 cache; a multiple of rows_at_once.
-DSPARK_INLINE int tile_rows(int64_t row_bytes) {
-  constexpr int kStep = rows_at_once(1), kBytes = 128 * 1024;
-  const int64_t rows = kBytes / (row_bytes > 0 ? row_bytes : 1) / kStep * kStep;
-  return rows < kStep ? kStep : rows > kMaxTile ? kMaxTile : (int)rows;
+// Whether dot_pairs multiplies these rows with W.
+template <typename T>
+DSPARK_INLINE bool in_pairs(const RowLayout& layout) {
+  return __is_same(T, Bf16) && DotOf<T>::type::kPerWord == 1 && layout.rows <= kLanes / 4 &&
+         layout.depth > 0 && layout.depth % (2 * kLanes) == 0;
+}
+
+// As many rows of W as fit well into the L2 cache; a multiple of those taken at once.
+template <typename T>
+DSPARK_INLINE int tile_rows(const RowLayout& layout) {
+  constexpr int64_t kBytes = 128 * 1024;
+  const int step = in_pairs<T>(layout) ? kLanes : rows_at_once(1);
+  const int64_t row_bytes = layout.depth > 0 ? layout.depth * sizeof(T) : 1;
+  const int64_t rows = kBytes / row_bytes / step * step;
+  return rows < step ? step : rows > kMaxTile ? kMaxTile : (int)rows;
+}
+
+// The same as tile_product for kLanes rows of W in pairs.
+DSPARK_INLINE void pairs_product(const RowLayout& layout, const float* packed, const char* weight,
+                                 ptrdiff_t stride, float* c, ptrdiff_t prefetch) {
+  const int words = (int)layout.depth;
+  if (layout.rows == 1) {
+    dot_pairs<1>(packed, weight, stride, words, c, prefetch);
+  } else if (kLanes <= 8 || layout.rows == 2) {
+    dot_pairs<kLanes / 4 < 2 ? 1 : 2>(packed, weight, stride, words, c, prefetch);
+  } else {
+    dot_pairs<kLanes / 4>(packed, weight, stride, words, c, prefetch);
+  }
 }
 
 // c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`. As much
@@ -49,7 +70,12 @@ DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, cons
     }
   };
   if (kVectors == 1) {
-    for (int n = 0; n < count; n += kRows) {
+    int n = 0;
+    for (; in_pairs<T>(layout) && n + kLanes <= count; n += kLanes) {
+      pairs_product(layout, packed, (const char*)(weight + n * stride), b_stride, c + n * kLanes,
+                    count * b_stride);
+    }
+    for (; n < count; n += kRows) {
       for (int start = 0; start < layout.words; start += kChunkWords) product(start, n);
     }
   } else {

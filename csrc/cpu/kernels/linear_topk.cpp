@@ -78,7 +78,7 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
 template <typename T>
 void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
-  const int tile = tile_rows(p.depth * sizeof(T));
+  const int tile = tile_rows<T>(layout);
   float* const maximum = p.maximum + task * p.padded_rows;
   float* const sum = p.sum + task * p.padded_rows;
   float* const threshold = p.threshold + worker * p.padded_rows;
@@ -134,7 +134,7 @@ LinearTopkSizes linear_topk_sizes(const LinearTopk& p) {
   return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
     return LinearTopkSizes{layout.vectors * kLanes, layout.packed_floats(),
-                           tile_rows(p.depth * sizeof(type))};
+                           tile_rows<decltype(type)>(layout)};
   });
 }
 

@@ -103,41 +103,59 @@ DSPARK_INLINE Floats add_pairs(Floats a) {
 #endif
 }
 
-// The lanes of a and b in turn: those of their first halves, those of their second halves.
-DSPARK_INLINE Floats interleave_low(Floats a, Floats b) {
+// Shuffles of two vectors, quarter by quarter (128 bits): lanes i and j of a, then k and l of b,
+// the latter counted from 4.
+template <int i, int j, int k, int l>
+DSPARK_INLINE Floats shuffle_quarters(Floats a, Floats b) {
+  [[maybe_unused]] constexpr auto at = [](int lane, int quarter) {
+    return (lane < 4 ? lane : lane + kLanes - 4) + 4 * quarter;
+  };
 #if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return __builtin_shufflevector(a, b, at(i, 0), at(j, 0), at(k, 0), at(l, 0), at(i, 1), at(j, 1),
+                                 at(k, 1), at(l, 1), at(i, 2), at(j, 2), at(k, 2), at(l, 2),
+                                 at(i, 3), at(j, 3), at(k, 3), at(l, 3));
 #elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+  return __builtin_shufflevector(a, b, at(i, 0), at(j, 0), at(k, 0), at(l, 0), at(i, 1), at(j, 1),
+                                 at(k, 1), at(l, 1));
 #else
-  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
-#endif
-}
-DSPARK_INLINE Floats interleave_high(Floats a, Floats b) {
-#if defined(__AVX512F__)
-  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                 31);
-#elif defined(__AVX2__)
-  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  return __builtin_shufflevector(a, b, i, j, k, l);
 #endif
 }
 
-// Lane j of vector i becomes lane i of vector j. Every step moves one bit of the lane's number to
-// the vector's: interleaving vectors half the way apart rotates the bits of both together.
+// Lane j of vector i becomes lane i of vector j: in blocks of 4 x 4, then whole quarters.
 DSPARK_INLINE void transpose(Floats (&tile)[kLanes]) {
 #pragma GCC unroll 4
-  for (int step = 1; step < kLanes; step *= 2) {
-    Floats next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = interleave_low(tile[i], tile[i + kLanes / 2]);
-      next[2 * i + 1] = interleave_high(tile[i], tile[i + kLanes / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) tile[i] = next[i];
+  for (int i = 0; i < kLanes; i += 4) {
+    Floats* t = tile + i;
+    const Floats low01 = shuffle_quarters<0, 4, 1, 5>(t[0], t[1]);
+    const Floats high01 = shuffle_quarters<2, 6, 3, 7>(t[0], t[1]);
+    const Floats low23 = shuffle_quarters<0, 4, 1, 5>(t[2], t[3]);
+    const Floats high23 = shuffle_quarters<2, 6, 3, 7>(t[2], t[3]);
+    t[0] = shuffle_quarters<0, 1, 4, 5>(low01, low23);
+    t[1] = shuffle_quarters<2, 3, 6, 7>(low01, low23);
+    t[2] = shuffle_quarters<0, 1, 4, 5>(high01, high23);
+    t[3] = shuffle_quarters<2, 3, 6, 7>(high01, high23);
   }
+#if defined(__AVX512F__)
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const Floats even01 = _mm512_shuffle_f32x4(tile[k], tile[4 + k], 0x88);
+    const Floats odd01 = _mm512_shuffle_f32x4(tile[k], tile[4 + k], 0xDD);
+    const Floats even23 = _mm512_shuffle_f32x4(tile[8 + k], tile[12 + k], 0x88);
+    const Floats odd23 = _mm512_shuffle_f32x4(tile[8 + k], tile[12 + k], 0xDD);
+    tile[k] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    tile[4 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    tile[8 + k] = _mm512_shuffle_f32x4(even01, even23, 0xDD);
+    tile[12 + k] = _mm512_shuffle_f32x4(odd01, odd23, 0xDD);
+  }
+#elif defined(__AVX2__)
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const Floats first = tile[k], second = tile[4 + k];
+    tile[k] = _mm256_permute2f128_ps(first, second, 0x20);
+    tile[4 + k] = _mm256_permute2f128_ps(first, second, 0x31);
+  }
+#endif
 }
 
 // The high and low 32 bits of the products with one factor.
