@@ -76,10 +76,12 @@ DSPARK_INLINE void stage_words(const T* from, int64_t elements, int words, float
   }
 }
 
-#ifdef __AVX512F__
-constexpr int kAccumulators = 24, kMaxVectors = 4;  // of 32 registers
+#if defined(__AVX512F__)
+constexpr int kAccumulators = 24, kMaxVectors = 4, kPairedRows = 5;  // of 32 registers
+#elif defined(__AVX2__)
+constexpr int kAccumulators = 12, kMaxVectors = 2, kPairedRows = 3;  // of 16 registers
 #else
-constexpr int kAccumulators = 12, kMaxVectors = 2;  // of 16 registers
+constexpr int kAccumulators = 12, kMaxVectors = 2, kPairedRows = 1;
 #endif
 
 // Rows of b taken at once against kVectors vectors of rows of a, two sums for each.
@@ -163,7 +165,7 @@ DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_str
   }
 }
 
-// The same for kLanes whole rows of b in bf16 and at most kLanes / 4 rows of a, laid out as for
+// The same for kLanes whole rows of b in bf16 and at most kPairedRows rows of a, laid out as for
 // dot_few_rows, where the CPU multiplies only floats. Here rows of b lie across the lanes, in pairs
 // of numbers: for so few rows of a that takes less than widening b. Its sums are those of chunks.
 template <int kRows>

@@ -12,7 +12,7 @@ constexpr int kMaxTile = 48;  // rows of W; a multiple of rows_at_once and of kL
 // Whether dot_pairs multiplies these rows with W.
 template <typename T>
 DSPARK_INLINE bool in_pairs(const RowLayout& layout) {
-  return __is_same(T, Bf16) && DotOf<T>::type::kPerWord == 1 && layout.rows <= kLanes / 4 &&
+  return __is_same(T, Bf16) && DotOf<T>::type::kPerWord == 1 && layout.rows <= kPairedRows &&
          layout.depth > 0 && layout.depth % (2 * kLanes) == 0;
 }
 
@@ -26,17 +26,13 @@ DSPARK_INLINE int tile_rows(const RowLayout& layout) {
   return rows < step ? step : rows > kMaxTile ? kMaxTile : (int)rows;
 }
 
-// The same as tile_product for kLanes rows of W in pairs.
-DSPARK_INLINE void pairs_product(const RowLayout& layout, const float* packed, const char* weight,
-                                 ptrdiff_t stride, float* c, ptrdiff_t prefetch) {
-  const int words = (int)layout.depth;
-  if (layout.rows == 1) {
-    dot_pairs<1>(packed, weight, stride, words, c, prefetch);
-  } else if (kLanes <= 8 || layout.rows == 2) {
-    dot_pairs<kLanes / 4 < 2 ? 1 : 2>(packed, weight, stride, words, c, prefetch);
-  } else {
-    dot_pairs<kLanes / 4>(packed, weight, stride, words, c, prefetch);
+// Calls f(Int<rows>{}) for 1 <= rows <= kPairedRows.
+template <int kRows = 1, typename F>
+DSPARK_INLINE void with_paired_rows(int64_t rows, const F& f) {
+  if constexpr (kRows < kPairedRows) {
+    if (rows > kRows) return with_paired_rows<kRows + 1>(rows, f);
   }
+  f(Int<kRows>{});
 }
 
 // c [count, kVectors, kLanes] = W · x_blockᵀ for the block of x with the vector `first`. As much
@@ -72,8 +68,10 @@ DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, cons
   if (kVectors == 1) {
     int n = 0;
     for (; in_pairs<T>(layout) && n + kLanes <= count; n += kLanes) {
-      pairs_product(layout, packed, (const char*)(weight + n * stride), b_stride, c + n * kLanes,
-                    count * b_stride);
+      with_paired_rows(layout.rows, [&](auto rows) {
+        dot_pairs<decltype(rows)::value>(packed, (const char*)(weight + n * stride), b_stride,
+                                         layout.words, c + n * kLanes, count * b_stride);
+      });
     }
     for (; n < count; n += kRows) {
       for (int start = 0; start < layout.words; start += kChunkWords) product(start, n);
