@@ -1,4 +1,4 @@
-// Work sharing over torch's own thread pool.
+// Sharing tasks among as many threads as torch uses.
 
 #pragma once
 
@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+
+#include "cpu/pool.h"
 
 namespace dspark {
 
@@ -22,13 +24,22 @@ inline int64_t columns_per_task(int64_t columns, int64_t tile) {
   return (tiles + kMaxTasks - 1) / kMaxTasks * tile;
 }
 
+// Calls f(worker) in up to so many threads, see share_work.
+template <typename F>
+void in_workers(int64_t workers, const F& f) {
+  const auto body = [](void* context, int64_t worker) {
+    (*static_cast<const F*>(context))(worker);
+  };
+  share_work(workers, body, const_cast<F*>(&f));
+}
+
 // Calls f(worker, task) once for every task; a worker takes the next task when it is free, so one
 // worker's tasks come in ascending order. 0 <= worker < workers, whatever the number of threads is
 // by now: memory per worker is sized by the same number. f must not throw.
 template <typename F>
 void parallel_tasks(int64_t tasks, int64_t workers, const F& f) {
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t worker, int64_t) {
+  in_workers(workers, [&](int64_t worker) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       f(worker, task);
     }
@@ -48,7 +59,7 @@ template <typename F>
 void parallel_runs(int64_t tasks, const F& f) {
   const int64_t workers = num_workers(tasks);
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+  in_workers(workers, [&](int64_t) {
     for (int64_t begin = next.load(std::memory_order_relaxed); begin < tasks;) {
       const int64_t end = begin + std::max<int64_t>((tasks - begin) / (2 * workers), 1);
       if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
