@@ -106,7 +106,7 @@ def verify(
 
     packing: the slots to run over, None for all; of trees whose scores never rise from one node to
     the next, as those of `glm_tree`, so that it keeps the first nodes of each. Returns the outcome,
-    and the target's draws at all nodes, int64 [B, N], 0 at those left out.
+    and the target's draws at all nodes, int64 [B, N], without a meaning at those left out.
     """
     cache, tokens = state.cache, tree.tokens
     with clock("verify"):

@@ -43,10 +43,8 @@ def pack(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
 
 
 def unpack(x: torch.Tensor, packing: Packing | None, batch: int, nodes: int) -> torch.Tensor:
-    """[T, ...] -> [B, N, ...], zeros in slots which are left out."""
-    if packing is not None:
-        x = x.new_zeros(batch * nodes, *x.shape[1:]).index_copy_(0, packing.slots, x)
-    return x.view(batch, nodes, *x.shape[1:])
+    """[T, ...] -> [B, N, ...], the last row in slots which are left out."""
+    return x.view(batch, nodes, *x.shape[1:]) if packing is None else x[packing.rows]
 
 
 def survivors(running: np.ndarray) -> np.ndarray | None:
