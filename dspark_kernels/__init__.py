@@ -4,6 +4,7 @@ from . import reference
 from .ops import (
     accept_tree,
     advance_step,
+    best_slots,
     chain_reject,
     context_lookup,
     draft_blocks,
@@ -23,6 +24,7 @@ __all__ = [  # what needs no optional package; SpeculativeDecoder has to be name
     "DraftTree",
     "accept_tree",
     "advance_step",
+    "best_slots",
     "chain",
     "chain_reject",
     "context_lookup",

@@ -36,6 +36,8 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "context_lookup": "(Tensor history, Tensor lengths, int max_ngram, int min_ngram, "
     "int num_paths, int path_length) -> (Tensor, Tensor)",
+    "best_slots": "(Tensor scores, Tensor num_nodes, Tensor lengths, Tensor limit, Tensor done, "
+    "int nodes, int total) -> (Tensor, Tensor, Tensor)",
     "tree_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens, "
     "Tensor ancestors, float scale, Tensor? block_table, int window, float softcap, "
     "Tensor? k_scale, Tensor? v_scale, Tensor? rows) -> (Tensor, Tensor)",
@@ -59,7 +61,8 @@ TRITON_OPS = (
     "sample_logits",
 )  # fmt: skip
 NATIVE_CUDA_OPS = (
-    "glm_tree", "context_lookup", "accept_tree", "advance_step", "typical_accept", "chain_reject",
+    "glm_tree", "context_lookup", "best_slots", "accept_tree", "advance_step", "typical_accept",
+    "chain_reject",
 )  # fmt: skip
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -131,6 +134,15 @@ def _fake_context_lookup(history, lengths, max_ngram, min_ngram, num_paths, path
     return (
         history.new_empty(batch, num_paths, path_length),
         history.new_empty(batch, num_paths, dtype=torch.int32),
+    )
+
+
+def _fake_best_slots(scores, num_nodes, lengths, limit, done, nodes, total):
+    batch = scores.shape[0]
+    return (
+        scores.new_empty(total, dtype=torch.int64),  # slots
+        scores.new_empty(batch, nodes, dtype=torch.int64),  # rows
+        scores.new_empty(batch, dtype=torch.int32),  # counts
     )
 
 

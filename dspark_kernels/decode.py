@@ -16,8 +16,8 @@ import torch
 
 from .checks import integer, nodes, number, prompts_of, token_ids
 from .graph import Graphs, Readback, Session, on_device
-from .ops import accept_tree, context_lookup, glm_tree, linear_topk, values_on_trust
-from .packing import Budget, Packing, best_slots, survivors, unpack
+from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
+from .packing import Budget, Packing, survivors, unpack
 from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State
@@ -91,7 +91,10 @@ def propose(
             tree = tree.best(num_nodes)
         packing = None
         if total < tree.scores.numel():
-            packing = best_slots(tree.scores, state.remaining, total)
+            packing = best_slots(
+                scores, tree.num_nodes, state.lengths, state.limit, state.done,
+                nodes=tree.scores.shape[1], total=total,
+            )  # fmt: skip
     return tree, scores, packing
 
 
@@ -101,29 +104,27 @@ def verify(
 ) -> tuple[Outcome, torch.Tensor]:  # fmt: skip
     """Run the target over the trees, draw at their nodes, and move on to the end of the path.
 
-    packing: the slots to run over, None for all. Returns the outcome, and the target's draws at all
-    nodes, int64 [B, N], 0 at those left out.
+    packing: the slots to run over, None for all; of trees whose scores never rise from one node to
+    the next, as those of `glm_tree`, so that it keeps the first nodes of each. Returns the outcome,
+    and the target's draws at all nodes, int64 [B, N], without a meaning at those left out.
     """
-    cache, tokens, num_nodes = state.cache, tree.tokens, tree.num_nodes
-    batch, nodes = tokens.shape
+    cache, tokens = state.cache, tree.tokens
     with clock("verify"):
         positions = cache.seqlens[:, None].long() + tree.depths
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
         drawn = draw(target, hidden, positions, state.sampling, packing)
-        drawn = unpack(drawn, packing, batch, nodes)
+        drawn = unpack(drawn, packing, *tokens.shape)
         if packing is not None:  # the walk never meets a node that is left out
-            tokens = tokens.masked_fill(~packing.kept, -1)
-            used = torch.arange(nodes, device=tokens.device) < num_nodes[:, None]
-            num_nodes = (packing.kept & used).sum(dim=1, dtype=torch.int32)
+            tree = tree._replace(num_nodes=packing.counts)
     with clock("accept"):
         path, emitted, counts, last = accept_tree(
-            tree._replace(tokens=tokens), drawn, cache.tensors, cache.seqlens,
+            tree, drawn, cache.tensors, cache.seqlens,
             block_table=cache.block_table, max_depth=max_depth,
         )  # fmt: skip
         rows = None if packing is None else packing.rows
         counts = state.advance(emitted, counts, last, hidden, features, rows)
-    return Outcome(emitted, counts, num_nodes, path), drawn
+    return Outcome(emitted, counts, tree.num_nodes, path), drawn
 
 
 def step(
@@ -337,7 +338,7 @@ class _Loop:
             return self.budget
         self._schedule(scores.numpy())
         budget, used = self.scheduler.budget, (scores.numpy() > 0).sum(axis=1)
-        return Budget(min(budget.num_nodes, used.max()), min(budget.total, used.sum()))
+        return Budget(min(budget.num_nodes, int(used.max())), min(budget.total, int(used.sum())))
 
     def _schedule(self, scores: np.ndarray) -> None:
         remaining = self.results.remaining[self.requests]

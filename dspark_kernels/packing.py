@@ -1,4 +1,4 @@
-"""Which nodes of a batch's trees the target runs over: the best of all requests together."""
+"""The nodes of a batch's trees that the target runs over, packed into the rows of a pass."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,11 @@ class Budget(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """T slots out of B trees of N, packed into the rows of a pass."""
+    """T slots out of B trees of N, packed into the rows of a pass; see `ops.best_slots`."""
 
     slots: torch.Tensor  # int64 [T], request·N + node of each row, increasing
     rows: torch.Tensor  # int64 [B, N], row of each slot, -1 for one that is left out
+    counts: torch.Tensor  # int32 [B], nodes of each tree that are kept; unused slots do not count
 
     @property
     def kept(self) -> torch.Tensor:
@@ -26,30 +27,13 @@ class Packing(NamedTuple):
 
 
 def lag_weight(remaining):
-    """What a token is worth to requests with so many to go, floats in a tensor or an array.
+    """What a token is worth to requests with so many to go, an array of floats.
 
     A batch lasts as long as its last request, so the tokens of those that lag behind count for
     more, but only by the square root: else the others lose what these win. A finished request has
-    none to go.
+    none to go. The op `best_slots` weighs scores so, too.
     """
     return remaining**0.5
-
-
-def best_slots(scores: torch.Tensor, remaining: torch.Tensor, total: int) -> Packing:
-    """The `total` slots with the highest weighted scores, and all roots of requests that go on.
-
-    scores: float32 [B, N], of trees whose parents come first and score no less than their children,
-    so that with a node its ancestors are kept. remaining: int [B], tokens to go, 0 for a finished
-    request. Where there are fewer nodes than `total`, unused slots fill up the rows.
-    """
-    weight = lag_weight(remaining.float())[:, None]
-    priority = scores * weight
-    priority[:, :1] = torch.where(weight > 0, torch.inf, 0.0)
-    order = priority.flatten().argsort(descending=True, stable=True)
-    slots = order[:total].sort().values
-    row = torch.arange(total, device=slots.device)
-    rows = torch.full_like(order, -1).index_copy_(0, slots, row)
-    return Packing(slots, rows.view_as(scores))
 
 
 def pack(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
@@ -59,10 +43,8 @@ def pack(x: torch.Tensor, packing: Packing | None) -> torch.Tensor:
 
 
 def unpack(x: torch.Tensor, packing: Packing | None, batch: int, nodes: int) -> torch.Tensor:
-    """[T, ...] -> [B, N, ...], zeros in slots which are left out."""
-    if packing is not None:
-        x = x.new_zeros(batch * nodes, *x.shape[1:]).index_copy_(0, packing.slots, x)
-    return x.view(batch, nodes, *x.shape[1:])
+    """[T, ...] -> [B, N, ...], the last row in slots which are left out."""
+    return x.view(batch, nodes, *x.shape[1:]) if packing is None else x[packing.rows]
 
 
 def survivors(running: np.ndarray) -> np.ndarray | None:

@@ -112,8 +112,3 @@ class State:
         options = (None if part is None else part[requests] for part in self.sampling)
         cache = self.cache.select(requests)
         return replace(self, cache=cache, sampling=DrawTensors(*options), **own)
-
-    @property
-    def remaining(self) -> torch.Tensor:
-        """Tokens which each request may still emit, int32 [B]; 0 for a finished one."""
-        return (self.limit - self.lengths).masked_fill(self.done, 0)

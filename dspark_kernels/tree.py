@@ -73,9 +73,11 @@ class DraftTree(NamedTuple):
 
     def best(self, num_nodes: int) -> "DraftTree":
         """The first `num_nodes` slots: of trees made by `glm_tree`, those of their best nodes."""
-        first = [part[:, :num_nodes].contiguous() for part in self[:5]]
+        first = [part[:, :num_nodes] for part in self[:5]]
         words = (first[0].shape[1] + 63) // 64  # no ancestor comes after its node
-        first[3] = first[3][..., :words].contiguous()  # once here, not in every layer
+        first[3] = first[3][..., :words]
+        for part in (0, 1, 3):  # once here, not in every op
+            first[part] = first[part].contiguous()
         return DraftTree(*first, self.num_nodes.clamp(max=num_nodes))
 
     def __str__(self) -> str:

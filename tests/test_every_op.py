@@ -57,6 +57,10 @@ def every_op(i):
         i["table_in"], i["table_out"], i["mix"], i["depth_scale"], num_nodes=N,
         temperature=i["temperature"], paths=paths, path_scores=i["path_scores"],
     )  # fmt: skip
+    packing = dk.best_slots(
+        tree.scores, tree.num_nodes, i["lengths"], i["lengths"] + 9, i["done"], nodes=N - 2,
+        total=N,
+    )  # fmt: skip
     caches, lengths = [i["k_cache"], i["v_cache"]], i["cache_seqlens"]
     x, angle = i["node_hidden"], i["angle"]
     qkv = dk.fused_linear(x, [i["qkv"]], norm_weight=i["norm"]).view(B, N, -1, E)
@@ -84,8 +88,9 @@ def every_op(i):
         i["position"],
     )  # fmt: skip
     return [
-        heads, keys, ids, lse, *merged, paths, matched, *tree, qkv, mlp, out, out_lse, *drawn,
-        *walk, emitted, *typical, sampled, *chain, *caches, i["history"], i["lengths"], i["hidden"],
+        heads, keys, ids, lse, *merged, paths, matched, *tree, *packing, qkv, mlp, out,
+        out_lse, *drawn, *walk, emitted, *typical, sampled, *chain, *caches, i["history"],
+        i["lengths"], i["hidden"],
     ]  # fmt: skip
 
 

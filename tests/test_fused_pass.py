@@ -29,7 +29,7 @@ def run(target, paged):
     positions = cache.seqlens[:, None].long() + torch.tensor([0, 1, 1, 2])
     second = target.forward(tokens[:, :4], positions, cache, ancestors)
     written, slots = cache.storage.clone(), torch.tensor([0, 1, 3, 4])
-    packing = Packing(slots, torch.tensor([[0, 1, -1, 2], [3, -1, -1, -1]]))
+    packing = Packing(slots, torch.tensor([[0, 1, -1, 2], [3, -1, -1, -1]]), None)
     packed = target.forward(tokens[:, :4], positions, cache, ancestors, packing)
     torch.testing.assert_close(packed[0], second[0][slots], rtol=1e-4, atol=1e-4)
     return [*first, *second, *packed, written]

@@ -54,9 +54,13 @@ def step(x):
         "ids": ids.view(-1, 5, 32), "keys": keys.view(-1, 5, 32),
         "logsumexp": logsumexp.view(-1, 5), "paths": found[0],
     })  # fmt: skip
+    state = x["state"]
+    packing = dspark_kernels.best_slots(
+        *tree[4:], state["lengths"], state["limit"], state["done"], nodes=48, total=100
+    )
     accepted = dspark_kernels.accept_tree(x["tree"], x["draws"], x["caches"], x["seqlens"])
-    counts = dspark_kernels.advance_step(*accepted[1:], [x["states"]], **x["state"])
-    return [*found, *tree, *accepted, counts]
+    counts = dspark_kernels.advance_step(*accepted[1:], [x["states"]], **state)
+    return [*found, *tree, *packing, *accepted, counts]
 
 
 def kernels_of(function):

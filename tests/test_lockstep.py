@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import test_accept_tree as accept_cases
 import test_advance_step as advance_cases
+import test_best_slots as slots_cases
 import test_chain_reject as chain_cases
 import test_context_lookup as lookup_cases
 import test_glm_tree as glm_cases
@@ -192,3 +193,8 @@ def test_context_lookup(ops, vocab):
 @pytest.mark.parametrize("name", advance_cases.CASES)
 def test_advance_step(ops, name):
     advance_cases.check(ops.advance_step, advance_cases.inputs(**advance_cases.CASES[name]))
+
+
+@pytest.mark.parametrize("name", slots_cases.CASES)
+def test_best_slots(ops, name):
+    slots_cases.check(ops.best_slots, slots_cases.inputs(**slots_cases.CASES[name]))

@@ -1,6 +1,7 @@
 """Random trees, thousands on a GPU: what is compiled for it, against the reference."""
 
 import pytest
+import test_best_slots as slots_cases
 import torch
 from test_accept_tree import compacted, same_bits
 from trees import assert_same_tree, glm_inputs, good_draws, poisoned_caches, random_tree, to
@@ -64,3 +65,10 @@ def test_accept_tree(seed, block_size, device, batch):
     for one, other in zip(outputs, expected, strict=True):
         assert torch.equal(one.cpu(), other)
     assert all(same_bits(*pair) for pair in zip(caches, moved, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("levels", [0, 1, 20])
+def test_best_slots(seed, levels, device, batch):
+    shape = {"B": 2 * batch, "M": 17 + 40 * seed, "levels": levels}
+    slots_cases.check(torch.ops.dspark.best_slots, slots_cases.inputs(**shape, seed=seed), device)

@@ -5,12 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
 
+from dspark_kernels import best_slots
 from dspark_kernels.decode import generate, prefill, verify
 from dspark_kernels.integrations.transformers import TransformersTarget
-from dspark_kernels.packing import best_slots
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock
 from dspark_kernels.tree import DraftTree
+
+
+def packed(scores, remaining, total):
+    """The packing of trees whose slots are all in use."""
+    batch, nodes = scores.shape
+    used, start = torch.full((batch,), nodes).int(), torch.zeros(batch).int()
+    return best_slots(
+        scores, used, start, remaining.int(), remaining == 0, nodes=nodes, total=total
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -26,21 +35,23 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
             parents[row, node] = parent
             scores[row, node] = min(scores[row, parent], data.draw(levels))
     remaining = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=batch, max_size=batch)))
-    packing = best_slots(scores, remaining, total)
+    packing = packed(scores, remaining, total)
     kept = packing.kept
-    assert kept.sum() == total == len(packing.slots) and kept[:, 0].all()
+    assert kept.sum() == packing.counts.sum() == total == len(packing.slots) and kept[:, 0].all()
     assert torch.equal(kept.flatten().nonzero()[:, 0], packing.slots)
     assert torch.equal(packing.rows[kept], torch.arange(total))
     assert (kept.gather(1, parents) | ~kept).all()
     priority = (scores * remaining[:, None] ** 0.5)[:, 1:]
     inside, outside = priority[kept[:, 1:]], priority[~kept[:, 1:]]
     assert not len(inside) or not len(outside) or inside.min() >= outside.max()
+    falling = packed(scores.sort(dim=1, descending=True).values, remaining, total)
+    assert torch.equal(falling.kept, torch.arange(nodes) < falling.counts[:, None])
 
 
 def test_finished_requests_take_part_only_where_there_is_room():
     scores, remaining = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.9, 0.9]]), torch.tensor([4, 0])
-    assert best_slots(scores, remaining, 2).slots.tolist() == [0, 1]
-    assert len(best_slots(scores, remaining, 6).slots) == 6
+    assert packed(scores, remaining, 2).slots.tolist() == [0, 1]
+    assert len(packed(scores, remaining, 6).slots) == 6
 
 
 @torch.inference_mode()
@@ -59,7 +70,7 @@ def test_a_node_left_out_ends_the_walk_and_changes_nothing_else():
     def run(total):
         state = prefill(target, prompts, sampling, [], 20, room=40)
         assert torch.equal(state.root, true[:, 0])
-        packing = best_slots(tree.scores, state.remaining, total) if total else None
+        packing = packed(tree.scores, state.limit - state.lengths, total) if total else None
         outcome, drawn = verify(target, state, tree, depth, no_clock, packing)
         return state, packing, outcome, drawn
 

@@ -7,6 +7,10 @@
 //   int scan(int n, int* total)  the sum over the members before this one, and over all
 //   int add(int* counter, int n) atomic; returns the value before
 //   void lower(int* slot, int n) atomic; *slot becomes n if that is less
+//   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
+//                                index() and count(): a warp of a block; else the group itself;
+//                                with a matrix unit also of(i, value), what its lane i holds
+//   uint32_t float_bits(float)
 //
 // All members call the collectives (sync, min, max, scan) together. Variables are a member's own;
 // what is shared lies behind pointers, in scratch memory that the caller provides. Groups that do
@@ -25,7 +29,7 @@
 //   float fold_sum(Vector), fold_max(Vector)
 //   void transpose(Vector block[kWidth])
 //   Mask first_lanes(n)          true for the first n floats
-//   uint32_t float_bits(float), float bits_float(uint32_t)
+//   float bits_float(uint32_t)
 //   kExpand                      nodes of a tree expanded at once
 //   kTile, kSmallTile            rows of a product that a member computes at once, and where these
 //                                are too few members' work
@@ -42,9 +46,6 @@
 //                                scaled_product(rows, depth, columns, in, in_pitch, scale, right,
 //                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats
 //                                in, to the precision of floats; otherwise the same
-//   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
-//                                index() and count(): a warp of a block; else the group itself;
-//                                with a matrix unit also of(i, value), what its lane i holds
 //   kLeastTeam                   the size of a team, or less
 //
 // No torch in here, and no function without G among its template parameters: the CPU instantiates

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <string.h>
+
 #include "common/group.h"
 
 namespace dspark {
@@ -36,6 +38,12 @@ struct SerialGroup {
   DSPARK_FORCE_INLINE void lower(int* slot, int value) const {
     if (value < *slot) *slot = value;
   }
+  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+  }
+  DSPARK_FORCE_INLINE SerialGroup team() const { return {}; }
 };
 
 }  // namespace dspark

@@ -3,6 +3,7 @@
 from ._check import values_on_trust
 from .accept_tree import accept_tree
 from .advance_step import advance_step
+from .best_slots import best_slots
 from .chain_reject import chain_reject
 from .context_lookup import context_lookup
 from .draft_blocks import draft_blocks
@@ -18,6 +19,7 @@ from .typical_accept import typical_accept
 __all__ = [
     "accept_tree",
     "advance_step",
+    "best_slots",
     "chain_reject",
     "context_lookup",
     "draft_blocks",

@@ -6,6 +6,7 @@ the arguments of the op's schema, in its order, and import nothing but torch.
 
 from .accept_tree import accept_tree
 from .advance_step import advance_step
+from .best_slots import best_slots
 from .chain_reject import chain_reject
 from .context_lookup import context_lookup
 from .draft_blocks import draft_blocks
@@ -21,6 +22,7 @@ from .typical_accept import typical_accept
 __all__ = [
     "accept_tree",
     "advance_step",
+    "best_slots",
     "chain_reject",
     "context_lookup",
     "draft_blocks",

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/advance_arguments.h"
+#include "common/best_slots_arguments.h"
 #include "common/chain_arguments.h"
 #include "common/compact.h"
 #include "common/glm_tree_arguments.h"
@@ -207,6 +208,18 @@ Tensor advance_step(Tensor tokens, Tensor num_tokens, Tensor node, std::optional
   return arguments.output();
 }
 
+SlotTensors best_slots(Tensor scores, Tensor num_nodes, Tensor lengths, Tensor limit, Tensor done,
+                       int64_t nodes, int64_t total) {
+  const BestSlotsArguments arguments(scores, num_nodes, lengths, limit, done, nodes, total,
+                                     "best_slots");
+  Rubbish scratch(sizeof(SelectScratch));
+  run(1, [&](Group& group, int64_t) {
+    choose_slots(group, arguments.view, *scratch.data<SelectScratch>());
+  });
+  check_intact(scratch);
+  return arguments.outputs();
+}
+
 // Negative controls: a group that forgets a barrier, and one whose lanes part.
 Tensor broken(Tensor values, int64_t how) {
   auto* data = values.mutable_data_ptr<int32_t>();
@@ -249,6 +262,9 @@ STABLE_TORCH_LIBRARY(dspark_lockstep, m) {
       "Tensor stop, Tensor limit, Tensor(a!) history, Tensor(b!) lengths, Tensor(c!) "
       "cache_seqlens, Tensor(d!) root, Tensor(e!) done, Tensor(f!)[] kept) -> Tensor");
   m.def(
+      "best_slots(Tensor scores, Tensor num_nodes, Tensor lengths, Tensor limit, Tensor done, "
+      "int nodes, int total) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "chain_reject(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, Tensor "
       "temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)");
 }
@@ -264,6 +280,7 @@ STABLE_TORCH_LIBRARY_IMPL(dspark_lockstep, CPU, m) {
   m.impl("accept_tree", TORCH_BOX(&accept_tree));
   m.impl("typical_accept", TORCH_BOX(&typical_accept));
   m.impl("advance_step", TORCH_BOX(&advance_step));
+  m.impl("best_slots", TORCH_BOX(&best_slots));
   m.impl("chain_reject", TORCH_BOX(&chain_reject));
 }
 

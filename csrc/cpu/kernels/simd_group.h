@@ -20,8 +20,6 @@ struct SimdGroup : SerialGroup {
   static constexpr int kScan = 64;    // tokens compared in one go
   static constexpr int kExpand = 16;  // nodes expanded before the bar is raised
 
-  DSPARK_FORCE_INLINE SimdGroup team() const { return {}; }
-
   template <typename T>
   static DSPARK_FORCE_INLINE Vector load(const T* from) {
     return DSPARK_ISA::load(from);
@@ -65,7 +63,6 @@ struct SimdGroup : SerialGroup {
   static DSPARK_FORCE_INLINE uint32_t bits(Mask mask) {
     return greater_bits(mask ? DSPARK_ISA::splat(1.0f) : Vector{}, Vector{});
   }
-  static DSPARK_FORCE_INLINE uint32_t float_bits(float value) { return load_as<uint32_t>(&value); }
   static DSPARK_FORCE_INLINE float bits_float(uint32_t bits) { return load_as<float>(&bits); }
 
   static DSPARK_FORCE_INLINE Mask first_lanes(int count) {
