@@ -23,9 +23,10 @@ demo: $(VENV)/built
 # threads of tests that share the cores must not wait in loops
 test sanitize: export OMP_WAIT_POLICY := passive
 
-# what a file builds, it builds once: loadfile
+# what a file builds, it builds once: loadfile; what Triton compiles, it compiles for all processes
 test: $(VENV)/built
-	$(PYTEST) loadfile
+	$(PYTEST) loadfile --ignore tests/test_triton_aot.py
+	$(PYTEST) worksteal tests/test_triton_aot.py
 	DSPARK_BACKEND=reference $(PYTEST) worksteal $(TRITON_TESTS) $(TREE_TESTS) tests/test_decode.py
 	TRITON_INTERPRET=1 DSPARK_BACKEND=triton $(PYTEST) worksteal $(TRITON_TESTS) tests/test_fused_pass.py
 	$(PYTEST) loadfile --device emulated -m cuda

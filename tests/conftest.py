@@ -123,8 +123,9 @@ def tabulate(record_property):
 def pytest_terminal_summary(terminalreporter, config):
     for marker, count in config.left_out.items():
         terminalreporter.write_line(f"{count} tests left out: {why_not(marker, config)}")
-    done = [report for some in terminalreporter.stats.values() for report in some]
-    recorded = [pair for report in done for pair in getattr(report, "user_properties", ())]
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    called = [report for report in reports if getattr(report, "when", None) == "call"]
+    recorded = [pair for report in called for pair in report.user_properties]
     for name, header in TABLES.items():
         rows = sorted(tuple(row) for table, row in recorded if table == name)
         if not rows:

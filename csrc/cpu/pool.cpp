@@ -1,6 +1,7 @@
 #include "cpu/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <strings.h>
 
@@ -35,8 +36,10 @@ inline void relax() {
 #endif
 }
 
-// Waits until ready(value) holds, in a loop at first; returns the value.
-template <typename F>
+// Waits until ready(value) holds, in a loop at first; returns the value. kYield: in the loop,
+// whoever else wants this core has it, such as torch's own threads when they have work between
+// ours.
+template <bool kYield, typename F>
 uint32_t await(const std::atomic<uint32_t>& value, microseconds spin, const F& ready) {
   uint32_t now = value.load();
   if (ready(now)) return now;
@@ -49,6 +52,7 @@ uint32_t await(const std::atomic<uint32_t>& value, microseconds spin, const F& r
         now = value.load();
         if (ready(now)) return now;
       }
+      if constexpr (kYield) sched_yield();
     } while (Clock::now() < end);
   }
   for (; !ready(now); now = value.load()) value.wait(now);
@@ -65,7 +69,7 @@ class Pool {
     job_.notify_all();
     body(context, 0);
     job_.fetch_add(1);  // nobody comes in any more
-    await(inside_, kForOthers, [](uint32_t inside) { return inside == 0; });
+    await<false>(inside_, kForOthers, [](uint32_t inside) { return inside == 0; });
   }
 
  private:
@@ -88,7 +92,7 @@ class Pool {
 
   void serve(int64_t worker) {
     for (uint32_t last = 0;;) {
-      last = await(job_, kForWork, [&](uint32_t job) { return job != last && job % 2 == 1; });
+      last = await<true>(job_, kForWork, [&](uint32_t job) { return job != last && job % 2 == 1; });
       inside_.fetch_add(1);
       // the job is the same still: its owner will see us inside, and wait
       if (job_.load() == last && worker < workers_) body_(context_, worker);
