@@ -21,12 +21,18 @@ using std::chrono::microseconds;
 // How long threads wait in a loop before they sleep: for work, about as long as a step has none;
 // for the last ones at work, little, since one that has lost its core may get the one which sleeps.
 constexpr microseconds kForWork{200}, kForOthers{20};
+// A thread which waits for work yields its core. If that takes longer than this, somebody wanted
+// it: the thread sleeps at once, this and the next so many times. One that is woken has a claim to
+// a core; one that waits in a loop takes turns of milliseconds, with other programs or torch's own
+// threads.
+constexpr microseconds kYielded{30};
+constexpr int kSleeps = 100;
 
 // Whether threads may wait in loops at all: what OpenMP is told.
-bool may_spin() {
+const bool may_spin = [] {
   const char* policy = std::getenv("OMP_WAIT_POLICY");
   return policy == nullptr || strcasecmp(policy, "passive") != 0;
-}
+}();
 
 inline void relax() {
 #ifdef __x86_64__
@@ -36,27 +42,29 @@ inline void relax() {
 #endif
 }
 
-// Waits until ready(value) holds, in a loop at first; returns the value. kYield: in the loop,
-// whoever else wants this core has it, such as torch's own threads when they have work between
-// ours.
+enum class Wait { kReady, kLate, kCrowded };
+
+// Waits in a loop until ready(value) holds, or it is late, or with kYield the core is wanted.
 template <bool kYield, typename F>
-uint32_t await(const std::atomic<uint32_t>& value, microseconds spin, const F& ready) {
-  uint32_t now = value.load();
-  if (ready(now)) return now;
-  static const bool spins = may_spin();
-  if (spins) {
-    const auto end = Clock::now() + spin;
-    do {
-      for (int i = 0; i < 16; ++i) {
-        relax();
-        now = value.load();
-        if (ready(now)) return now;
-      }
-      if constexpr (kYield) sched_yield();
-    } while (Clock::now() < end);
+Wait spin_until(const std::atomic<uint32_t>& value, microseconds patience, const F& ready) {
+  if (ready(value.load())) return Wait::kReady;
+  if (!may_spin) return Wait::kLate;
+  for (auto now = Clock::now(), end = now + patience; now < end;) {
+    for (int i = 0; i < 16; ++i) {
+      relax();
+      if (ready(value.load())) return Wait::kReady;
+    }
+    const auto before = now;
+    if constexpr (kYield) sched_yield();
+    now = Clock::now();
+    if (kYield && now - before > kYielded) return Wait::kCrowded;
   }
-  for (; !ready(now); now = value.load()) value.wait(now);
-  return now;
+  return Wait::kLate;
+}
+
+template <typename F>
+void sleep_until(const std::atomic<uint32_t>& value, const F& ready) {
+  for (uint32_t now; !ready(now = value.load());) value.wait(now);
 }
 
 class Pool {
@@ -69,7 +77,8 @@ class Pool {
     job_.notify_all();
     body(context, 0);
     job_.fetch_add(1);  // nobody comes in any more
-    await<false>(inside_, kForOthers, [](uint32_t inside) { return inside == 0; });
+    const auto empty = [](uint32_t inside) { return inside == 0; };
+    if (spin_until<false>(inside_, kForOthers, empty) != Wait::kReady) sleep_until(inside_, empty);
   }
 
  private:
@@ -91,8 +100,14 @@ class Pool {
   }
 
   void serve(int64_t worker) {
+    int sleeps = 0;
     for (uint32_t last = 0;;) {
-      last = await<true>(job_, kForWork, [&](uint32_t job) { return job != last && job % 2 == 1; });
+      const auto is_new = [&](uint32_t job) { return job != last && job % 2 == 1; };
+      const Wait wait = sleeps > 0 ? Wait::kLate : spin_until<true>(job_, kForWork, is_new);
+      sleeps = wait == Wait::kCrowded ? kSleeps : sleeps > 0 ? sleeps - 1 : 0;
+      if (wait != Wait::kReady) sleep_until(job_, is_new);
+      last = job_.load();
+      if (last % 2 == 0) continue;  // over by now
       inside_.fetch_add(1);
       // the job is the same still: its owner will see us inside, and wait
       if (job_.load() == last && worker < workers_) body_(context_, worker);
