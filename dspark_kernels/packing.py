@@ -20,11 +20,6 @@ class Packing(NamedTuple):
     rows: torch.Tensor  # int64 [B, N], row of each slot, -1 for one that is left out
     counts: torch.Tensor  # int32 [B], nodes of each tree that are kept; unused slots do not count
 
-    @property
-    def kept(self) -> torch.Tensor:
-        """Which slots these are, bool [B, N]."""
-        return self.rows >= 0
-
 
 def lag_weight(remaining):
     """What a token is worth to requests with so many to go, an array of floats.

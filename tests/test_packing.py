@@ -36,7 +36,7 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
             scores[row, node] = min(scores[row, parent], data.draw(levels))
     remaining = torch.tensor(data.draw(st.lists(st.integers(1, 9), min_size=batch, max_size=batch)))
     packing = packed(scores, remaining, total)
-    kept = packing.kept
+    kept = packing.rows >= 0
     assert kept.sum() == packing.counts.sum() == total == len(packing.slots) and kept[:, 0].all()
     assert torch.equal(kept.flatten().nonzero()[:, 0], packing.slots)
     assert torch.equal(packing.rows[kept], torch.arange(total))
@@ -45,7 +45,7 @@ def test_the_best_nodes_are_kept_with_their_ancestors(data):
     inside, outside = priority[kept[:, 1:]], priority[~kept[:, 1:]]
     assert not len(inside) or not len(outside) or inside.min() >= outside.max()
     falling = packed(scores.sort(dim=1, descending=True).values, remaining, total)
-    assert torch.equal(falling.kept, torch.arange(nodes) < falling.counts[:, None])
+    assert torch.equal(falling.rows >= 0, torch.arange(nodes) < falling.counts[:, None])
 
 
 def test_finished_requests_take_part_only_where_there_is_room():
@@ -78,9 +78,10 @@ def test_a_node_left_out_ends_the_walk_and_changes_nothing_else():
     assert outcome.counts.tolist() == [depth + 1] * 2
     for total in range(2, tree.tokens.numel() + 1):
         state, packing, part, some = run(total)
-        assert torch.equal(some[packing.kept], drawn[packing.kept])
+        kept = packing.rows >= 0
+        assert torch.equal(some[kept], drawn[kept])
         assert part.nodes.sum() == total
-        assert torch.equal(part.counts, 1 + packing.kept[:, 2::2].sum(1))
+        assert torch.equal(part.counts, 1 + kept[:, 2::2].sum(1))
         for request, count in enumerate(part.counts.tolist()):
             assert torch.equal(part.tokens[request, :count], outcome.tokens[request, :count])
             length = int(state.lengths[request])

@@ -4,12 +4,11 @@ import pytest
 from test_library import native, python
 
 PRODUCT = """
-import os, sys, threading, time
+import os, time
 from concurrent.futures import ThreadPoolExecutor
 import torch
 import dspark_kernels
 
-torch.set_num_threads(3)
 x, weight = torch.randn(4, 512), torch.randn(2000, 512)
 
 def product():

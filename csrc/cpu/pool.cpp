@@ -84,6 +84,7 @@ class Pool {
  private:
   // Starts threads until there are so many; whether there is one at least.
   bool has_threads(int64_t count) {
+    if (threads_ >= count) return true;
     sigset_t all, before;
     sigfillset(&all);
     for (; threads_ < count; ++threads_) {

@@ -108,7 +108,7 @@ class FusedPass:
     def angles(self, capacity: int) -> tuple[Tensor, Tensor]:
         """cos and sin [S, E] of the rotary angles at all positions of a cache, S >= capacity.
 
-        Ten small kernels, once instead of in every pass. Kept for good, since captured passes read
+        Nine small kernels, once instead of in every pass. Kept for good, since captured passes read
         them; sizes are powers of two, so that together they are no more than twice the largest.
         """
         size = 1 << (capacity - 1).bit_length()
