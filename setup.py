@@ -37,6 +37,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
     ]
     INSTRUCTION_SETS["avx512bf16"] = [*INSTRUCTION_SETS["avx512"], "-mavx512bf16"]
+    INSTRUCTION_SETS["amx"] = [*INSTRUCTION_SETS["avx512bf16"], "-mamx-tile", "-mamx-bf16"]
 DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
 RESOURCES = re.compile(r"ptxas info|    \d+ bytes stack frame")  # what -Xptxas -v says of kernels
 
@@ -165,7 +166,8 @@ class BuildNative(build_ext):
                     jobs.append(([nvcc, *common, *flags, *gencode], source, cuda_target))
             elif source.parent.name == "kernels":
                 for isa, flags in INSTRUCTION_SETS.items():
-                    command = [*compiler, *common, *host, *flags, f"-DDSPARK_ISA={isa}"]
+                    flags = [*flags, "-fno-exceptions", f"-DDSPARK_ISA={isa}"]
+                    command = [*compiler, *common, *host, *flags]
                     jobs.append((command, source, target.with_suffix(f".{isa}.o")))
             else:
                 names = [f'-DDSPARK_CUDA_ARCHS="{";".join(archs)}"'] * (source.name == "module.cpp")

@@ -4,13 +4,14 @@
 
 #pragma once
 
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/matrix_unit.h"
 
 namespace dspark::DSPARK_ISA {
 
 struct Fp32Dot {
   using Element = float;
   static constexpr int kPerWord = 1;
+  static constexpr bool kInTiles = false;
   template <typename T>
   static constexpr bool kHolds = sizeof(T) == sizeof(float);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) { return a * b + sum; }
@@ -20,6 +21,7 @@ struct Fp32Dot {
 struct Bf16Dot {
   using Element = Bf16;
   static constexpr int kPerWord = 2;
+  static constexpr bool kInTiles = MatrixUnit::kPresent;
   template <typename T>
   static constexpr bool kHolds = __is_same(T, Bf16);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) {
@@ -40,12 +42,8 @@ struct DotOf<Bf16> {
 };
 #endif
 
-constexpr int kLineWords = 16, kLineBytes = 64;
+constexpr int kLineWords = 16;
 constexpr int kChunkWords = 96;  // of rows at a time, so that a block of them stays in the L1 cache
-
-DSPARK_INLINE void prefetch_row(const char* row, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(row + byte, 0, 2);
-}
 
 // `words` words of a row which has `elements` elements left; zeros beyond. The same row
 // `prefetch` bytes ahead is wanted next; 0 for none.
@@ -85,15 +83,9 @@ constexpr int kAccumulators = 12, kMaxVectors = 2, kPairedRows = 1;
 #endif
 
 // Rows of b taken at once against kVectors vectors of rows of a, two sums for each.
-constexpr int rows_at_once(int vectors) { return kAccumulators / 2 / vectors; }
-
-// Brings kRows lines of memory towards the cache, and moves on; does nothing with null.
-template <int kRows>
-DSPARK_INLINE void prefetch_lines(const char** next) {
-  if (*next == nullptr) return;
-#pragma GCC unroll 12
-  for (int n = 0; n < kRows; ++n) __builtin_prefetch(*next + n * kLineBytes, 0, 2);
-  *next += kRows * kLineBytes;
+template <typename Dot>
+constexpr int rows_at_once(int vectors) {
+  return Dot::kInTiles ? kLanes : kAccumulators / 2 / vectors;
 }
 
 // The next functions are never inlined: their pointers would not get registers.
@@ -104,7 +96,7 @@ DSPARK_INLINE void prefetch_lines(const char** next) {
 template <typename Dot, int kVectors>
 DSPARK_NOINLINE void dot_rows(const float* a, const char* b, ptrdiff_t b_stride, int words,
                               float* c, int c_stride, bool accumulate, const char* next) {
-  constexpr int kRows = rows_at_once(kVectors);
+  constexpr int kRows = rows_at_once<Dot>(kVectors);
   Floats even[kRows][kVectors] = {}, odd[kRows][kVectors] = {};
   for (int line = 0; line < words; line += kLineWords) {
     prefetch_lines<kRows>(&next);
@@ -142,7 +134,7 @@ DSPARK_NOINLINE void dot_rows(const float* a, const char* b, ptrdiff_t b_stride,
 template <typename Dot>
 DSPARK_NOINLINE void dot_few_rows(const float* a, const char* b, ptrdiff_t b_stride, int words,
                                   float* c, int c_stride, bool accumulate, const char* next) {
-  constexpr int kRows = rows_at_once(1);
+  constexpr int kRows = rows_at_once<Dot>(1);
   Floats sums[kRows] = {};
   for (int line = 0; line < words; line += kLineWords) {
     prefetch_lines<kRows>(&next);

@@ -20,7 +20,7 @@ DSPARK_INLINE bool in_pairs(const RowLayout& layout) {
 template <typename T>
 DSPARK_INLINE int tile_rows(const RowLayout& layout) {
   constexpr int64_t kBytes = 128 * 1024;
-  const int step = in_pairs<T>(layout) ? kLanes : rows_at_once(1);
+  const int step = in_pairs<T>(layout) ? kLanes : rows_at_once<typename DotOf<T>::type>(1);
   const int64_t row_bytes = layout.depth > 0 ? layout.depth * sizeof(T) : 1;
   const int64_t rows = kBytes / row_bytes / step * step;
   return rows < step ? step : rows > kMaxTile ? kMaxTile : (int)rows;
@@ -42,7 +42,7 @@ template <typename T, int kVectors>
 DSPARK_INLINE void tile_product(const T* weight, int64_t stride, int count, const RowLayout& layout,
                                 const float* packed, int first, float* c) {
   using Dot = typename DotOf<T>::type;
-  constexpr int kRows = rows_at_once(kVectors);
+  constexpr int kRows = rows_at_once<Dot>(kVectors);
   const ptrdiff_t b_stride = stride * sizeof(T);
   const char* next = (const char*)(weight + count * stride);
   float staged[kRows][kChunkWords];

@@ -39,7 +39,7 @@ struct RowLayout {
     constexpr int kLine = kLineWords * DotOf<T>::type::kPerWord;
     const int64_t lines = depth > 0 ? (depth + kLine - 1) / kLine : 1;
     return {rows, depth, (int)lines * kLineWords, (int)((rows + kLanes - 1) / kLanes),
-            rows <= kLanes / 2};
+            rows <= kLanes / 2 && !DotOf<T>::type::kInTiles};
   }
   int block_vectors(int first) const {
     return vectors - first < kMaxVectors ? vectors - first : kMaxVectors;
@@ -103,12 +103,15 @@ DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float
 }
 
 // c [n][m] (+)= Σ a[m] · b[n] for the block of packed rows with the vector `first` and one step of
-// rows of b: rows_at_once(block_vectors) of them.
+// rows of b: rows_at_once of them.
 template <typename Dot, int kVectors>
 DSPARK_INLINE void block_product(const RowLayout& layout, const float* a, const char* b,
                                  ptrdiff_t b_stride, int words, float* c, bool accumulate,
                                  const char* next) {
-  if (kVectors == 1 && layout.few) {
+  if constexpr (Dot::kInTiles) {
+    constexpr ptrdiff_t kStride = kVectors * sizeof(Floats);
+    dot_tiles<kVectors>(a, kStride, b, b_stride, words, c, kStride, accumulate, next);
+  } else if (kVectors == 1 && layout.few) {
     dot_few_rows<Dot>(a, b, b_stride, words, c, kLanes, accumulate, next);
   } else {
     dot_rows<Dot, kVectors>(a, b, b_stride, words, c, kVectors * kLanes, accumulate, next);

@@ -14,10 +14,12 @@ namespace {
 
 DSPARK_INLINE int padded_dim(int64_t head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
+constexpr int kTileWords = 32;  // pairs of a tile's slots, in whole tiles of a matrix unit
+
 // The memory of one worker.
 template <typename T>
 struct Scratch {
-  float *query, *keys, *values, *scores, *weights;
+  float *query, *keys, *values, *scores, *weights, *weight_rows;
   RowLayout layout;
 
   Scratch(const TreeAttention& p, int64_t rows, float* memory)
@@ -27,8 +29,9 @@ struct Scratch {
     values = keys + kTileSlots * layout.words;
     scores = values + kTileSlots * padded_dim(p.head_dim);
     weights = scores + kTileSlots * kMaxVectors * kLanes;
+    weight_rows = weights + kTileSlots * kMaxVectors * kLanes;
   }
-  int64_t floats() const { return weights + kTileSlots * kMaxVectors * kLanes - query; }
+  int64_t floats() const { return weight_rows + kTileWords * kLanes - query; }
 };
 
 // One partial result: for every row its maximum, sum and weighted values.
@@ -108,10 +111,39 @@ DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, in
   store(factor, rescale);
 }
 
+// out [kLanes][dim] = out · factor + Σ weights · values, as weighted_sums, with a matrix unit. The
+// `words` weights of each row become its row of weight_rows; values has zeros where there is none.
+DSPARK_INLINE void sum_tiles(const float* values, const float* weights, int stride, int words,
+                             const float* factor, int dim, float* weight_rows, float* out) {
+  for (int w = 0; w < kTileWords; w += kLanes) {
+    Floats tile[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      tile[i] = w + i < words ? load(weights + (w + i) * stride) : Floats{};
+    }
+    transpose(tile);
+    for (int i = 0; i < kLanes; ++i) store(weight_rows + i * kTileWords + w, tile[i]);
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (factor[i] == 1.0f) continue;
+    for (float* to = out + i * dim; to < out + (i + 1) * dim; to += kLanes) {
+      store(to, load(to) * factor[i]);
+    }
+  }
+  for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
+    const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
+    with_vectors(width, [&](auto v) {
+      const ptrdiff_t row = dim * sizeof(float), weights_row = kTileWords * sizeof(float);
+      dot_tiles<decltype(v)::value>(values + e, row, (const char*)weight_rows, weights_row,
+                                    kTileWords, out + e, row, true, nullptr);
+    });
+  }
+}
+
 // T: type of the queries, C: of the cache.
 template <typename T, typename C>
 void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t index, float* memory) {
   using Dot = typename DotOf<T>::type;
+  const MatrixUnit unit;
   const View view(p, task);
   const Scratch<T> scratch(p, view.rows, memory);
   const RowLayout& layout = scratch.layout;
@@ -146,6 +178,10 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
     ahead.find(view, next, tile_slots(next, next < task.end ? task.end : last));
     const Keys keys = find_keys<Dot>(p, slots, ahead.keys, count, layout.words, scratch.keys);
     pack_values<Dot>(p, slots.values, ahead.values, count, dim, scratch.values);
+    const int words = (count + Dot::kPerWord - 1) / Dot::kPerWord;
+    if (Dot::kInTiles) {
+      memset(scratch.values + words * dim, 0, (kTileWords - words) * dim * sizeof(float));
+    }
     const bool masked = slots.present != View::low_bits(count) || begin < view.seen_by_all() ||
                         begin + count > view.seqlen;
     for (int first = 0; first < layout.vectors; first += kMaxVectors) {
@@ -153,7 +189,7 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
       const float* a = scratch.query + layout.offset(first, 0);
       with_vectors(vectors, [&](auto v) {
         constexpr int kVectors = decltype(v)::value;
-        for (int i = 0; i < count; i += rows_at_once(kVectors)) {
+        for (int i = 0; i < count; i += rows_at_once<Dot>(kVectors)) {
           block_product<Dot, kVectors>(layout, a, keys.rows + i * keys.stride, keys.stride,
                                        layout.words, scratch.scores + i * stride, false, nullptr);
         }
@@ -167,16 +203,23 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
       }
       const int row = first * kLanes, left = (int)view.rows - row;
       const int rows = left < stride ? left : stride;
-      for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
-        const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
-        with_vectors(width, [&](auto v) {
-          constexpr int kVectors = decltype(v)::value;
-          for (int r = 0; r < rows; r += rows_of_sums(kVectors)) {
-            weighted_sums<Dot, kVectors>(scratch.values + e, dim, scratch.weights + r, stride,
-                                         (count + Dot::kPerWord - 1) / Dot::kPerWord, factor + r,
-                                         partial.out + (row + r) * dim + e, dim);
-          }
-        });
+      if constexpr (Dot::kInTiles) {
+        for (int r = 0; r < rows; r += kLanes) {
+          sum_tiles(scratch.values, scratch.weights + r, stride, words, factor + r, dim,
+                    scratch.weight_rows, partial.out + (row + r) * dim);
+        }
+      } else {
+        for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
+          const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
+          with_vectors(width, [&](auto v) {
+            constexpr int kVectors = decltype(v)::value;
+            for (int r = 0; r < rows; r += rows_of_sums(kVectors)) {
+              weighted_sums<Dot, kVectors>(scratch.values + e, dim, scratch.weights + r, stride,
+                                           words, factor + r, partial.out + (row + r) * dim + e,
+                                           dim);
+            }
+          });
+        }
       }
     }
   }
