@@ -10,7 +10,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need a network, or wait for one
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
     import triton_interpreter  # noqa: F401
 
 
@@ -158,6 +159,13 @@ def device(request, tmp_path_factory):
         plain = "dspark_kernels.integrations.fused_pass._plain"
         patch.setattr(plain, lambda *modules: all(type(m) is torch.nn.Linear for m in modules))
         yield cuda.DEVICE
+
+
+@pytest.fixture(scope="session")
+def fitting(request):
+    """Called with a size for emulators and one for processors; returns the one for the device."""
+    emulated = INTERPRETED or request.config.getoption("--device") == "ptx"
+    return lambda small, large: small if emulated else large
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,9 +13,8 @@ pytestmark = pytest.mark.compiled
 
 
 @pytest.fixture
-def batch(request):
-    """An emulator has few requests at once."""
-    return 12 if request.config.getoption("--device") == "ptx" else 256
+def batch(fitting):
+    return fitting(12, 256)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -114,12 +114,15 @@ def test_definition_draws_from_the_truncated_softmax(cuts):
 # --- backends -----------------------------------------------------------------------------------
 
 CUTS = ["", "top_k", "top_p", "min_p", "top_k top_p", "top_k top_p min_p"]
+CASES = [  # the dtypes in turn
+    (M, V, cuts, DTYPES[(i + j) % len(DTYPES)])
+    for i, (M, V) in enumerate([(1, 1), (5, 63), (9, 64), (7, 65), (12, 999)])
+    for j, cuts in enumerate(CUTS)
+]
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cuts", CUTS)
-@pytest.mark.parametrize(("M", "V"), [(1, 1), (5, 63), (9, 64), (7, 65), (12, 999)])
+@pytest.mark.parametrize(("M", "V", "cuts", "dtype"), CASES)
 def test_shapes(M, V, cuts, dtype, device):
     check(inputs(M, V, cuts, dtype, device=device))
 
