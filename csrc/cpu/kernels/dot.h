@@ -82,7 +82,7 @@ constexpr int kAccumulators = 12, kMaxVectors = 2, kPairedRows = 3;  // of 16 re
 constexpr int kAccumulators = 12, kMaxVectors = 2, kPairedRows = 1;
 #endif
 
-// Rows of b taken at once against kVectors vectors of rows of a, two sums for each.
+// Rows of b taken at once against kVectors vectors of rows of a, two sums for each; or a tile of b.
 template <typename Dot>
 constexpr int rows_at_once(int vectors) {
   return Dot::kInTiles ? kLanes : kAccumulators / 2 / vectors;
