@@ -8,10 +8,13 @@
 
 namespace dspark::DSPARK_ISA {
 
+struct [[maybe_unused]] NoUnit {};  // products of vectors need none
+
 struct Fp32Dot {
   using Element = float;
-  static constexpr int kPerWord = 1;
+  using Unit = NoUnit;
   static constexpr bool kInTiles = false;
+  static constexpr int kPerWord = 1;
   template <typename T>
   static constexpr bool kHolds = sizeof(T) == sizeof(float);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) { return a * b + sum; }
@@ -20,8 +23,14 @@ struct Fp32Dot {
 #ifdef __AVX512BF16__
 struct Bf16Dot {
   using Element = Bf16;
+#ifdef __AMX_BF16__
+  using Unit = MatrixUnit;
+  static constexpr bool kInTiles = true;
+#else
+  using Unit = NoUnit;
+  static constexpr bool kInTiles = false;
+#endif
   static constexpr int kPerWord = 2;
-  static constexpr bool kInTiles = MatrixUnit::kPresent;
   template <typename T>
   static constexpr bool kHolds = __is_same(T, Bf16);
   DSPARK_INLINE Floats multiply_add(Floats a, Floats b, Floats sum) {

@@ -28,7 +28,7 @@ DSPARK_INLINE void add_residual(const DraftBlocks& p, const T* hidden, int64_t c
 
 template <typename T>
 void run_task(const DraftBlocks& p, int64_t task) {
-  const MatrixUnit unit;
+  const typename DotOf<T>::type::Unit unit;
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
   const int tile = tile_rows<T>(layout);
   const T* bias = (const T*)p.bias;

@@ -56,7 +56,7 @@ DSPARK_INLINE void write_tile(const FusedLinear& p, int64_t first_row, int vecto
 
 template <typename T>
 void run_task(const FusedLinear& p, int64_t task) {
-  const MatrixUnit unit;
+  const typename DotOf<T>::type::Unit unit;
   int part = 0;
   int64_t before = 0;  // columns of the output
   for (; task >= p.tasks(part); ++part) task -= p.tasks(part), before += p.columns[part];

@@ -77,7 +77,7 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
 
 template <typename T>
 void run_task(const LinearTopk& p, int64_t worker, int64_t task) {
-  const MatrixUnit unit;
+  const typename DotOf<T>::type::Unit unit;
   const auto layout = RowLayout::of<T>(p.rows, p.depth);
   const int tile = tile_rows<T>(layout);
   float* const maximum = p.maximum + task * p.padded_rows;

@@ -17,19 +17,15 @@ DSPARK_NOINLINE void dot_tiles(const float* a, ptrdiff_t a_stride, const char* b
 
 #ifdef __AMX_BF16__
 
-constexpr int kTileSide = 16, kTileRowBytes = 64;
-
 // This thread's matrix unit, all registers whole tiles, while the object lives.
 struct MatrixUnit {
-  static constexpr bool kPresent = true;
-
   MatrixUnit() {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t row_bytes[16] = {};
       uint8_t rows[16] = {};
     } shapes;
-    for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = kTileRowBytes, shapes.rows[i] = kTileSide;
+    for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = sizeof(Floats), shapes.rows[i] = kLanes;
     _tile_loadconfig(&shapes);
   }
   ~MatrixUnit() { _tile_release(); }
@@ -51,8 +47,8 @@ void dot_tiles(const float* a, ptrdiff_t a_stride, const char* b, ptrdiff_t b_st
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int word = 0; word < words; word += kTileSide) {
-    prefetch_lines<kTileSide>(&next);
+  for (int word = 0; word < words; word += kLanes) {
+    prefetch_lines<kLanes>(&next);
     _tile_loadd(4, b, b_stride);
     _tile_loadd(5, a, a_stride);
     _tile_dpbf16ps(0, 4, 5);
@@ -68,20 +64,14 @@ void dot_tiles(const float* a, ptrdiff_t a_stride, const char* b, ptrdiff_t b_st
       _tile_loadd(5, a + 3 * kLanes, a_stride);
       _tile_dpbf16ps(3, 4, 5);
     }
-    a += kTileSide * a_stride / sizeof(float);
-    b += kTileRowBytes;
+    a += kLanes * a_stride / sizeof(float);
+    b += sizeof(Floats);
   }
   _tile_stored(0, c, c_stride);
   if constexpr (kVectors > 1) _tile_stored(1, c + kLanes, c_stride);
   if constexpr (kVectors > 2) _tile_stored(2, c + 2 * kLanes, c_stride);
   if constexpr (kVectors > 3) _tile_stored(3, c + 3 * kLanes, c_stride);
 }
-
-#else
-
-struct [[maybe_unused]] MatrixUnit {
-  static constexpr bool kPresent = false;
-};
 
 #endif
 

@@ -111,6 +111,15 @@ DSPARK_INLINE void softmax_tile(const View& view, float scale, int64_t begin, in
   store(factor, rescale);
 }
 
+// Calls f(Int<vectors>{}, e) for every block of `vectors` <= kMaxVectors vectors, from column e on.
+template <typename F>
+DSPARK_INLINE void over_columns(int dim, const F& f) {
+  for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
+    const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
+    with_vectors(width, [&](auto v) { f(v, e); });
+  }
+}
+
 // out [kLanes][dim] = out · factor + Σ weights · values, as weighted_sums, with a matrix unit. The
 // `words` weights of each row become its row of weight_rows; values has zeros where there is none.
 DSPARK_INLINE void sum_tiles(const float* values, const float* weights, int stride, int words,
@@ -129,21 +138,18 @@ DSPARK_INLINE void sum_tiles(const float* values, const float* weights, int stri
       store(to, load(to) * factor[i]);
     }
   }
-  for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
-    const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
-    with_vectors(width, [&](auto v) {
-      const ptrdiff_t row = dim * sizeof(float), weights_row = kTileWords * sizeof(float);
-      dot_tiles<decltype(v)::value>(values + e, row, (const char*)weight_rows, weights_row,
-                                    kTileWords, out + e, row, true, nullptr);
-    });
-  }
+  const ptrdiff_t row = dim * sizeof(float), weights_row = kTileWords * sizeof(float);
+  over_columns(dim, [&](auto v, int e) {
+    dot_tiles<decltype(v)::value>(values + e, row, (const char*)weight_rows, weights_row,
+                                  kTileWords, out + e, row, true, nullptr);
+  });
 }
 
 // T: type of the queries, C: of the cache.
 template <typename T, typename C>
 void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t index, float* memory) {
   using Dot = typename DotOf<T>::type;
-  const MatrixUnit unit;
+  const typename Dot::Unit unit;
   const View view(p, task);
   const Scratch<T> scratch(p, view.rows, memory);
   const RowLayout& layout = scratch.layout;
@@ -209,17 +215,13 @@ void run_task(const TreeAttention& p, const TreeAttentionTask& task, int64_t ind
                     scratch.weight_rows, partial.out + (row + r) * dim);
         }
       } else {
-        for (int e = 0; e < dim; e += kMaxVectors * kLanes) {
-          const int width = (dim - e) / kLanes < kMaxVectors ? (dim - e) / kLanes : kMaxVectors;
-          with_vectors(width, [&](auto v) {
-            constexpr int kVectors = decltype(v)::value;
-            for (int r = 0; r < rows; r += rows_of_sums(kVectors)) {
-              weighted_sums<Dot, kVectors>(scratch.values + e, dim, scratch.weights + r, stride,
-                                           words, factor + r, partial.out + (row + r) * dim + e,
-                                           dim);
-            }
-          });
-        }
+        over_columns(dim, [&](auto v, int e) {
+          constexpr int kVectors = decltype(v)::value;
+          for (int r = 0; r < rows; r += rows_of_sums(kVectors)) {
+            weighted_sums<Dot, kVectors>(scratch.values + e, dim, scratch.weights + r, stride,
+                                         words, factor + r, partial.out + (row + r) * dim + e, dim);
+          }
+        });
       }
     }
   }
