@@ -19,6 +19,7 @@ CPU = (
     (49152, 576, 5, K, True),
     (49152, 576, 64, K, True),
     (49152, 576, 16, 1, True),
+    (12288, 576, 5, 64, False),  # the heads of the shipped draft
     (102400, 4096, 5, K, False),
     (102400, 4096, 64, K, False),
 )
@@ -26,7 +27,8 @@ GPU = (
     *((151936, 4096, M, K, False) for M in (4, 16, 64, 128, 256)),
     *((151936, 4096, M, 1, True) for M in (1, 64)),
     (151936, 4096, 16, K, True),
-    *((151936, 4096, M, 48, False) for M in (5, 40)),  # the heads of a draft
+    *((151936, 4096, M, 48, False) for M in (5, 40)),
+    *((12288, 4096, M, 64, False) for M in (5, 40)),  # the heads of a draft
     (49152, 576, 16, K, False),
 )
 

@@ -22,7 +22,6 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from dspark_kernels import decode
-from dspark_kernels.heads import DraftConfig, DraftModel
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.ops import values_on_trust
 from dspark_kernels.results import origin, write_csv
@@ -30,6 +29,7 @@ from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
 from dspark_kernels.statistics import no_clock
 
+from .common import untrained_draft
 from .timing import synchronize, timed_call
 
 LLAMA_7B = {
@@ -58,22 +58,12 @@ WARM = 0.3  # seconds before a measurement
 
 
 def build(name: str, device: str, dtype: torch.dtype):
-    """A target with random weights and a draft for it, bound."""
+    """A target with random weights, and an untrained draft for it."""
     config = CONFIGS[name]
     config.max_position_embeddings = 65536
     with torch.device(device), default_dtype(dtype):
-        model = AutoModelForCausalLM.from_config(config)
-    target = TransformersTarget(model)
-    hidden_size, vocab_size, num_layers = target.identity
-    draft = DraftModel(
-        DraftConfig(
-            hidden_size=hidden_size, vocab_size=vocab_size, num_layers=num_layers,
-            feature_layers=[2 * num_layers // 3], num_candidates=32, feature_size=128,
-            hidden_feature=False, rank=64,
-        )
-    ).bind(target.embedding, target.lm_head)  # fmt: skip
-    target.feature_layers = draft.feature_layers
-    return target, draft
+        target = TransformersTarget(AutoModelForCausalLM.from_config(config))
+    return target, untrained_draft(target)
 
 
 @contextmanager

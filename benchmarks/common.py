@@ -12,7 +12,9 @@ from pathlib import Path
 
 import torch
 
+from dspark_kernels.heads import BoundDraft, DraftModel
 from dspark_kernels.results import origin, read_csv
+from dspark_kernels.training.config import TrainConfig, draft_config
 
 from .timing import CACHE_BYTES, extra_memory, interleaved, synchronize
 
@@ -51,6 +53,15 @@ def op_results(folder: Path, device: str) -> list[dict]:
         for row in rows:
             row[share] = row[reached] / best
     return rows
+
+
+def untrained_draft(target) -> BoundDraft:
+    """A draft of random weights, of the shapes that `dspark train` gives one for this target."""
+    shapes = draft_config(TrainConfig(model="", prompts="", out=""), target)
+    with target.device:
+        draft = DraftModel(shapes).bind(target.embedding, target.lm_head)
+    target.feature_layers = draft.feature_layers
+    return draft
 
 
 def compiled(function: Callable) -> Callable:

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dspark_kernels.decode import prefill, step
 from dspark_kernels.graph import Graphs
-from dspark_kernels.heads import DraftConfig, DraftModel
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.results import origin, write_csv
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock
+
+from .common import untrained_draft
 
 SIZES, BATCHES, STEPS, PROMPT = (1, 16, 64), (1, 8), 20, 512
 MODEL = {
@@ -29,21 +30,12 @@ MODEL = {
 }  # fmt: skip
 
 
-def load(device: str, **smaller):
-    """A target with random bfloat16 weights, and a random draft bound to it."""
-    config = LlamaConfig(**MODEL | smaller)
+def load(device: str):
+    """A target with random bfloat16 weights, and an untrained draft for it."""
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        draft = DraftModel(
-            DraftConfig(
-                hidden_size=config.hidden_size, vocab_size=config.vocab_size,
-                num_layers=config.num_hidden_layers, feature_layers=[config.num_hidden_layers // 2],
-            )
-        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**MODEL), dtype=torch.bfloat16)
     target = TransformersTarget(model)
-    bound = draft.bind(target.embedding, target.lm_head)
-    target.feature_layers = bound.feature_layers
-    return target, bound
+    return target, untrained_draft(target)
 
 
 def milliseconds(run) -> float:
