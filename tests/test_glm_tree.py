@@ -210,6 +210,7 @@ BACKEND_CASES = {
     "deepest": {"B": 2, "H": 5, "C": 32, "R": 32, "V": 200, "N": 256, "P": 16, "Q": 64},
     "n128": {"B": 2, "H": 6, "C": 16, "R": 32, "V": 200, "N": 128, "P": 4, "Q": 10},
     "min_score": {"B": 2, "H": 5, "C": 16, "R": 32, "V": 200, "N": 64, "min_score": 0.02},
+    "no_heads": {"H": 0, "C": 64, "R": 16, "P": 1, "Q": 5, "V": 100, "dtype": torch.bfloat16},
     "empty": {"B": 0},
 }
 
@@ -221,6 +222,16 @@ def test_backend(name, seed, device):
     inputs = glm_inputs(**(CASES | BACKEND_CASES)[name], seed=seed)
     tree = DraftTree(*(part.cpu() for part in public(to(inputs, device))))
     assert_same_tree(tree, DraftTree(*reference(*inputs.values())), inputs["min_score"])
+
+
+@pytest.mark.backend
+def test_backend_cold_float16(device):
+    """What the states add to the keys, over the temperature, is beyond the range of float16."""
+    inputs = glm_inputs(H=3, C=16, R=16, V=100, N=24, dtype=torch.float16)
+    inputs["temperature"][:] = 1e-5
+    tree = DraftTree(*(part.cpu() for part in public(to(inputs, device))))
+    assert_same_tree(tree, DraftTree(*reference(*inputs.values())))
+    assert (tree.num_nodes > 2).all()
 
 
 @pytest.mark.backend

@@ -132,6 +132,18 @@ def test_backend_dtypes(dtype, vocab, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backend_masked_tokens(dtype, device):
+    """As many of the lowest number as fill a slice of a row."""
+
+    def mask(logits, tree):
+        logits[..., 2048:4096] = torch.finfo(dtype).min
+
+    options = {"epsilon": 0.9, "delta": 5.0, "dtype": dtype, "vocab": 4101}
+    check(dspark_kernels.typical_accept, 9, **options, spoil=mask, device=device)
+
+
+@pytest.mark.backend
 def test_backend_empty_batch(device):
     check(dspark_kernels.typical_accept, 40, batch=0, device=device)
 

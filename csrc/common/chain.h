@@ -100,6 +100,13 @@ DSPARK_HOST_DEVICE Draw draw_residual(G& g, const ChainInputs<T>& in, int place,
   return best_draw(g, best);
 }
 
+// The draw from p itself at a place: where p <= q everywhere, which but for rounding means p = q.
+template <class G, typename T>
+DSPARK_HOST_DEVICE Draw draw_target(G& g, const ChainInputs<T>& in, int place) {
+  const RowStats p = row_stats(g, in.target_row(place));
+  return draw_residual(g, in, place, p, RowStats::none(), Slices{in.vocab, 1}, 0);
+}
+
 // What is known before the draw: emitted[0 .. K] but for the token at `kept`, and how many.
 template <class G>
 DSPARK_HOST_DEVICE void write_kept(G& g, const ChainReject& p, int64_t b, int kept) {
@@ -131,11 +138,8 @@ DSPARK_HOST_DEVICE void chain_reject_request(G& g, const ChainReject& p, int64_t
     draft = row_stats(g, in.draft_row(kept));
     if (!accepts<G>(in, kept, target, draft)) break;
   }
-  const Slices whole{p.vocab, 1};
-  Draw drawn = draw_residual(g, in, kept, target, draft, whole, 0);
-  if (drawn.score == -INFINITY) {
-    drawn = draw_residual(g, in, kept, target, RowStats::none(), whole, 0);
-  }
+  Draw drawn = draw_residual(g, in, kept, target, draft, Slices{p.vocab, 1}, 0);
+  if (drawn.score == -INFINITY) drawn = draw_target(g, in, kept);
   write_kept(g, p, b, kept);
   write_drawn(g, p, b, kept, drawn);
   g.sync();
@@ -146,12 +150,12 @@ struct SlicedChain {
   ChainReject chain;
   Slices slices;
   RowStats* stats;  // [B, 2K + 1, slices]: of the target's rows, then of the draft's
-  Draw* draws;      // [B, 2, slices]: from the residual, and from p
+  Draw* draws;      // [B, slices], from the residual
 
   DSPARK_FORCE_INLINE RowStats* stats_of(int64_t b, int64_t row) const {
     return stats + (b * (2 * chain.length + 1) + row) * slices.count;
   }
-  DSPARK_FORCE_INLINE Draw* draws_of(int64_t b) const { return draws + b * 2 * slices.count; }
+  DSPARK_FORCE_INLINE Draw* draws_of(int64_t b) const { return draws + b * slices.count; }
 };
 
 constexpr int kPlaces = 32;  // looked at together
@@ -209,29 +213,23 @@ DSPARK_HOST_DEVICE void chain_draw(G& g, const SlicedChain& p, int64_t b, int sl
   const ChainInputs<T> in(p.chain, b);
   RowStats target, draft;
   const int kept = find_rejected(g, p, in, b, scratch, &target, &draft);
-  Draw drawn{};
-  for (int from = 0; from < 2; ++from) {
-    if (from == 0 || draft.valid()) {
-      const RowStats subtracted = from == 0 ? draft : RowStats::none();
-      drawn = draw_residual(g, in, kept, target, subtracted, p.slices, slice);
-    }
-    if (g.lane() == 0) p.draws_of(b)[from * p.slices.count + slice] = drawn;
-  }
+  const Draw drawn = draw_residual(g, in, kept, target, draft, p.slices, slice);
+  if (g.lane() == 0) p.draws_of(b)[slice] = drawn;
   if (slice == 0) write_kept(g, p.chain, b, kept);
 }
 
 // Phase three, by a group for each request.
-template <class G>
+template <class G, typename T>
 DSPARK_HOST_DEVICE void chain_finish(G& g, const SlicedChain& p, int64_t b) {
+  const int kept = p.chain.num_emitted[b] - 1;
+  const Draw* draws = p.draws_of(b);
   Draw best{-INFINITY, INT64_MAX};
-  for (int from = 0; from < 2 && best.score == -INFINITY; ++from) {
-    const Draw* draws = p.draws_of(b) + from * p.slices.count;
-    for (int i = g.lane(); i < p.slices.count; i += g.size()) {
-      if (draws[i].score > best.score) best = draws[i];  // slices ascend
-    }
-    best = best_draw(g, best);
+  for (int i = g.lane(); i < p.slices.count; i += g.size()) {
+    if (draws[i].score > best.score) best = draws[i];  // slices ascend
   }
-  write_drawn(g, p.chain, b, p.chain.num_emitted[b] - 1, best);
+  best = best_draw(g, best);
+  if (best.score == -INFINITY) best = draw_target(g, ChainInputs<T>(p.chain, b), kept);
+  write_drawn(g, p.chain, b, kept, best);
 }
 
 }  // namespace dspark

@@ -47,11 +47,11 @@ class ChainArguments {
   // For many groups, of slices that are multiples of `unit`.
   SlicedChain sliced(int64_t unit) {
     const Slices slices = Slices::cut(view.vocab, unit);
-    const int64_t rows = batch * (2 * view.length + 1), draws = batch * 2;
+    const int64_t rows = batch * (2 * view.length + 1);
     const auto scratch = [&](int64_t items, size_t size) {
       return empty({items * slices.count * static_cast<int64_t>(size)}, ScalarType::Byte, emitted_);
     };
-    stats_ = scratch(rows, sizeof(RowStats)), draws_ = scratch(draws, sizeof(Draw));
+    stats_ = scratch(rows, sizeof(RowStats)), draws_ = scratch(batch, sizeof(Draw));
     return {view, slices, static_cast<RowStats*>(stats_.mutable_data_ptr()),
             static_cast<Draw*>(draws_.mutable_data_ptr())};
   }

@@ -191,14 +191,14 @@ DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInpu
   }
 }
 
-// The candidates' keys and tails of all levels, and the scales of a matrix unit's.
+// The candidates' keys and tails of all levels, and the scales of a matrix unit.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in,
                                        const GlmWorkspace& work) {
   using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
   for (int k = g.lane(); shape.matrix_unit && k < shape.heads * shape.rank; k += g.size()) {
-    work.scales[k] = in.depth_scale[k] * (1.0f / in.temperature);
+    work.scales[k] = in.depth_scale[k];
   }
   auto team = g.team();
   for (int level = team.index(); level < shape.heads; level += team.count()) {
@@ -304,8 +304,8 @@ DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmI
       [&](int f, int k, V state) {
         states[f * pitch + k] = state.lane[0], states[f * pitch + k + 1] = state.lane[1];
       });
-  g.scaled_product(count, rank, candidates, states, pitch, work.scales + level * rank, rows_out,
-                   pitch, work.scores);
+  g.scaled_product(count, rank, candidates, states, pitch, work.scales + level * rank,
+                   1.0f / in.temperature, rows_out, pitch, work.scores);
   const int next = level + 1;  // whose rows may come in the place of those that are done with
   if (!all && next < shape.heads) copy_levels(g, shape, in, next, work);
 }

@@ -43,9 +43,9 @@
 //                                [2 depth][depth], it calls put(f, k, combine(f, k, left(f),
 //                                {out[f][k], [k + 1], [depth + k], [depth + k + 1]})) for even
 //                                k < depth, a multiple of 16; ends with a sync;
-//                                scaled_product(rows, depth, columns, in, in_pitch, scale, right,
-//                                right_pitch, out): out = (in · diag(scale)) · rightᵀ of floats
-//                                in, to the precision of floats; otherwise the same
+//                                scaled_product(rows, depth, columns, in, in_pitch, scale, factor,
+//                                right, right_pitch, out): out = factor · (in · diag(scale)) ·
+//                                rightᵀ of floats in, to their precision; otherwise the same
 //   kLeastTeam                   the size of a team, or less
 //
 // No torch in here, and no function without G among its template parameters: the CPU instantiates

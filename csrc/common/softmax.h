@@ -35,6 +35,8 @@ struct Slices {
   }
 };
 
+constexpr float kLowest = -87;  // whose exponential counts; those of lower numbers are 0
+
 // p = exp(x / temperature - top) / sum; entropy = log(sum) - weighted / sum.
 struct RowStats {
   float top, sum, weighted;
@@ -88,7 +90,7 @@ DSPARK_HOST_DEVICE RowStats row_stats(G& g, const LogitsRow<T>& row) {
   for_logits(g, row, [&](V x) { highest = G::select(x > highest, x, highest); });
   RowStats stats{g.max(G::fold_max(highest)), 0, 0};
   if (!stats.valid()) return stats;
-  const V top = G::splat(stats.top), zero = G::splat(0.0f), lowest = G::splat(-87.0f);
+  const V top = G::splat(stats.top), zero = G::splat(0.0f), lowest = G::splat(kLowest);
   V sum = zero, weighted = zero;
   for_logits(g, row, [&](V x) {
     x -= top;
@@ -112,6 +114,7 @@ DSPARK_HOST_DEVICE RowStats merge_stats(const RowStats* slices, int count) {
     const RowStats slice = slices[i];
     if (!stats.valid() || !slice.valid()) continue;
     const float lower = slice.top - stats.top, factor = expf(lower);
+    if (!(lower > kLowest)) continue;  // 0 times what may be infinite
     stats.sum += slice.sum * factor;
     stats.weighted += (slice.weighted + slice.sum * lower) * factor;
   }

@@ -125,7 +125,7 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
       const auto row = [&](int j) { return in.mix + j * shape.rank; };
       copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix));
     }
-    if (shape.matrix_unit) copy_levels(g, shape, in, 0, work);
+    if (shape.matrix_unit && shape.heads > 0) copy_levels(g, shape, in, 0, work);
   }
   if (!shape.matrix_unit) prefetch_rows(g, shape, in);
   prepare_levels(g, shape, in, work);

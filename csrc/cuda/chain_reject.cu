@@ -8,8 +8,9 @@ namespace dspark {
 namespace {
 
 constexpr int kThreads = 128, kUnit = 16 * kThreads;  // logits of a slice
+constexpr int kFinishThreads = 256;
 using Group = BlockGroup<kThreads>;
-using Warp = BlockGroup<32>;
+using FinishGroup = BlockGroup<kFinishThreads>;
 
 // A slice of a request per column of blocks, a row per row of blocks.
 template <typename T>
@@ -31,10 +32,12 @@ __global__ __launch_bounds__(kThreads,
   chain_draw<Group, T>(group, p, blockIdx.x / slices, blockIdx.x % slices, scratch);
 }
 
-__global__ __launch_bounds__(32) void chain_finish_kernel(const __grid_constant__ SlicedChain p) {
-  __shared__ Warp::Scratch group_scratch;
-  Warp group(group_scratch);
-  chain_finish(group, p, blockIdx.x);
+template <typename T>
+__global__ __launch_bounds__(kFinishThreads) void chain_finish_kernel(
+    const __grid_constant__ SlicedChain p) {
+  __shared__ FinishGroup::Scratch group_scratch;
+  FinishGroup group(group_scratch);
+  chain_finish<FinishGroup, T>(group, p, blockIdx.x);
 }
 
 std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits,
@@ -55,9 +58,9 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
     check_cuda(cudaGetLastError(), kOp);
     chain_draw_kernel<T><<<slices, kThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
+    chain_finish_kernel<T><<<batch, kFinishThreads, 0, device.stream>>>(view);
+    check_cuda(cudaGetLastError(), kOp);
   });
-  chain_finish_kernel<<<batch, 32, 0, device.stream>>>(view);
-  check_cuda(cudaGetLastError(), kOp);
   return arguments.outputs();
 }
 

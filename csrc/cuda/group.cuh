@@ -157,6 +157,7 @@ class BlockGroup : public Vector4Lanes {
     constexpr int kRows = 32, kColumns = 8, kSteps = 16, kTiles = kRows / 16;
     const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;  // of what a lane holds
     for (Tile tile(kRows, kColumns, rows, depth); tile.row < rows; tile.next()) {
+      __syncwarp();  // the last tile may have parted it
       const int first = tile.row + row, column = tile.column;
       // a lane's four numbers of 16 are side by side, in both matrices: any order will do
       const T* from[kTiles * 2];
@@ -202,10 +203,11 @@ class BlockGroup : public Vector4Lanes {
     __syncthreads();
   }
 
-  // A warp computes 16 rows of 16 columns.
+  // A warp computes 16 rows of 16 columns. The factor comes last: before, it could lead out of a
+  // float16's range.
   template <typename T>
   __device__ void scaled_product(int rows, int depth, int columns, const float* in, int in_pitch,
-                                 const float* scale, const T* right, int right_pitch,
+                                 const float* scale, float factor, const T* right, int right_pitch,
                                  float* out) const {
     using P = Parts<T>;
     constexpr int kSide = 16;
@@ -223,8 +225,8 @@ class BlockGroup : public Vector4Lanes {
         for (int quarter = 0; quarter < 4; ++quarter) {
           const int down = quarter % 2 * 8, at = k + quarter / 2 * 8;
           const float2 x = *reinterpret_cast<const float2*>(left + down * in_pitch + at);
-          const float2 factor = *reinterpret_cast<const float2*>(scale + pair + at);
-          float2 rest{x.x * factor.x, x.y * factor.y};
+          const float2 by = *reinterpret_cast<const float2*>(scale + pair + at);
+          float2 rest{x.x * by.x, x.y * by.y};
           DSPARK_UNROLL
           for (int part = 0; part < P::kCount; ++part) a[part][quarter] = P::round(rest);
         }
@@ -245,6 +247,7 @@ class BlockGroup : public Vector4Lanes {
         for (int part = P::kCount - 1; part > 0; --part) {
           for (int i = 0; i < 4; ++i) sum[part - 1][half][i] += sum[part][half][i];
         }
+        for (float& value : sum[0][half]) value *= factor;
         float* to = out + first * columns + column + half * 8 + pair;
         *reinterpret_cast<float2*>(to) = {sum[0][half][0], sum[0][half][1]};
         *reinterpret_cast<float2*>(to + 8 * columns) = {sum[0][half][2], sum[0][half][3]};

@@ -108,14 +108,15 @@ class Group : public dspark::Vector4Lanes, public Collectives<false> {
   }
   template <typename T>
   void scaled_product(int rows, int depth, int columns, const float* in, int in_pitch,
-                      const float* scale, const T* right, int right_pitch, float* out) {
+                      const float* scale, float factor, const T* right, int right_pitch,
+                      float* out) {
     for (int item = lane_; item < rows * columns; item += size()) {
       const int f = item / columns, j = item % columns;
       float sum = 0;
       for (int k = 0; k < depth; ++k) {
         sum += in[f * in_pitch + k] * scale[k] * to_float(right[j * right_pitch + k]);
       }
-      out[item] = sum;
+      out[item] = factor * sum;
     }
     sync();
   }

@@ -192,8 +192,9 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
         chain_draw<Group, T>(group, view, request, slice, *scratch.data<ChainScratch>());
       });
     }
+    run(batch,
+        [&](Group& group, int64_t request) { chain_finish<Group, T>(group, view, request); });
   });
-  run(batch, [&](Group& group, int64_t request) { chain_finish(group, view, request); });
   return arguments.outputs();
 }
 
