@@ -5,13 +5,13 @@ import itertools
 import pytest
 import torch
 from chi_square import chi_square
-from tiny import tiny_draft, tiny_model
+from tiny import KINDS, tiny_draft, tiny_model
 
 from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import _Loop, generate, max_depth, prefill, step
 from dspark_kernels.graph import Graphs, Session
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
-from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.integrations.transformers import MODEL_TYPES, TransformersTarget
 from dspark_kernels.reference.noise import gumbel, uniform
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
@@ -114,10 +114,9 @@ def test_greedy_tokens_are_those_of_transformers(decoder):
         assert tokens == expected[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen2", "qwen3"])
-def test_other_architectures(model_type):
-    options = {"sliding_window": 12} if model_type == "mistral" else {}
-    model = tiny_model(model_type=model_type, **options)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_kind_of_model(model_type):
+    model = tiny_model(model_type=model_type, **KINDS[model_type])
     decoder = SpeculativeDecoder(model, None, tiny_draft())
     for prompt in PROMPTS:
         expected = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)
@@ -378,6 +377,12 @@ def test_angles_that_depend_on_the_longest_position_are_refused():
     options = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ValueError, match="rope_type 'dynamic'"):
         SpeculativeDecoder(tiny_model(rope_parameters=options), None, None)
+
+
+def test_capped_logits_are_refused():
+    options = KINDS["gemma3_text"] | {"final_logit_softcapping": 30.0}
+    with pytest.raises(ValueError, match="got some that are capped"):
+        SpeculativeDecoder(tiny_model(model_type="gemma3_text", **options), None, None)
 
 
 def test_a_decoder_is_for_one_call_at_a_time(decoder):

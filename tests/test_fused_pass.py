@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import KINDS, tiny_model
 
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.packing import Packing
 
-OPTIONS = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "mistral": {"sliding_window": 4},
-    "qwen2": {},
-    "qwen3": {},
-}
+# whose layers differ, among those of `fused_pass.MODEL_TYPES`
+DIFFERENT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "qwen3_moe")
 
 
 def run(target, paged):
@@ -37,10 +33,10 @@ def run(target, paged):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("paged", [False, True])
-@pytest.mark.parametrize("model_type", OPTIONS)
+@pytest.mark.parametrize("model_type", DIFFERENT)
 @torch.inference_mode()
 def test_gives_what_the_models_layers_give(model_type, paged, device):
-    model = tiny_model(model_type=model_type, **OPTIONS[model_type]).to(device)
+    model = tiny_model(model_type=model_type, **KINDS[model_type]).to(device)
     target = TransformersTarget(model)
     target.feature_layers = (0, 1, 2)
     assert target.fused is not None

@@ -1,13 +1,7 @@
-"""A random model of the Llama architecture and a random draft, small enough for exact checks."""
+"""Random models and a random draft, small enough for exact checks."""
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dspark_kernels.heads import DraftConfig, DraftModel
 
@@ -16,11 +10,25 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "eos_token_id": None,
     "bos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
-CONFIGS = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
+WINDOW, EXPERTS = {"sliding_window": 6}, {"num_experts": 5, "num_experts_per_tok": 2}
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], **WINDOW}
+KINDS = {  # of models, and options which bring out what is special about them
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": WINDOW,
+    "ministral": MIXED,
+    "qwen2": {},
+    "qwen3": {},
+    "seed_oss": {"attention_bias": True, "attention_out_bias": True},
+    "phi3": WINDOW,
+    "mixtral": EXPERTS | {"num_local_experts": 5},
+    "qwen3_moe": EXPERTS | {"moe_intermediate_size": 16, "mlp_only_layers": [0]},
+    "gemma": {},
+    "gemma3_text": MIXED,
+    "olmo2": {},
+    "olmo3": MIXED,
+    "olmoe": EXPERTS,
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "starcoder2": WINDOW,
 }
 
 
@@ -30,7 +38,7 @@ def tiny_model(vocab_size=64, seed=0, model_type="llama", **options):
     Biases are not 0, and weights of norms are not 1.
     """
     torch.manual_seed(seed)
-    config = CONFIGS[model_type](vocab_size=vocab_size, **SIZES, **options)
+    config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **SIZES, **options)
     model = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         mean = 1.0 if name.endswith("norm.weight") else 0.0

@@ -13,8 +13,8 @@ def causal_attention(query, key, value, scaling, window):
     mask, length = None, query.shape[2]
     if window is not None and length > window:
         position = torch.arange(length, device=query.device)
-        distance = position[:, None] - position
-        mask = (distance >= 0) & (distance < window)
+        own = position[:, None]
+        mask = (position <= own) & (position > own - window)
         # with a mask, only kernels that hold all scores take fewer heads of keys
         group = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))

@@ -1,4 +1,5 @@
-"""The layers of a Llama-like model: six calls each, on the model's own weights.
+"""The layers of a Llama-like model: six calls each, on the model's own weights; of a mixture of
+experts four, and its own experts.
 
 Few rows go through a layer when a tree is verified. What stands between its products - norms,
 rotation, gate, residuals, the cache - are then some thirty more kernels on a GPU, and calls that
@@ -14,6 +15,10 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 
+# whose layers are two pre-normalised blocks, attention and MLP, with rotary angles on all of a head
+MODEL_TYPES = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "seed_oss", "phi3", "mixtral", "qwen3_moe",
+)  # fmt: skip
 THEIRS = "transformers."  # modules of hooks
 
 
@@ -31,21 +36,43 @@ def hooks_of(module) -> list:
     return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(THEIRS)]
 
 
-def _weights(*linears):
+def _parts(module, merged: str, *names: str) -> list[nn.Linear]:
+    """The linear layers of these names, or the one of all their rows, as Phi-3 has it."""
+    return [getattr(module, name) for name in ([merged] if hasattr(module, merged) else names)]
+
+
+def _attention_parts(layer):
+    """The linear layers of the attention block: queries, keys, values; output."""
+    attention = layer.self_attn
+    return _parts(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"), [attention.o_proj]
+
+
+def _mlp_parts(layer):
+    """The linear layers of a gated MLP: gate, up; down. None of a mixture of experts."""
+    mlp = layer.mlp
+    if not hasattr(mlp, "down_proj"):
+        return None
+    return _parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), [mlp.down_proj]
+
+
+def _weights(linears: list[nn.Linear]):
     """The weights and biases of linear layers, as `fused_linear` takes them."""
     biases = [linear.bias for linear in linears]
     return [linear.weight for linear in linears], [] if biases[0] is None else biases
 
 
 class FusedLayer:
-    """One decoder layer: attention block and gated MLP."""
+    """One decoder layer: attention block and gated MLP, or a mixture of experts as it is."""
 
     def __init__(self, layer):
-        attention, mlp = layer.self_attn, layer.mlp
-        self.qkv = _weights(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = _weights(attention.o_proj)
-        self.gate_up = _weights(mlp.gate_proj, mlp.up_proj)
-        self.down = _weights(mlp.down_proj)
+        attention, self.experts = layer.self_attn, layer.mlp
+        self.qkv, self.out = map(_weights, _attention_parts(layer))
+        if (parts := _mlp_parts(layer)) is not None:
+            self.experts = None
+            (gate_up, biases), self.down = map(_weights, parts)
+            if len(gate_up) == 1:
+                gate_up = gate_up[0].detach().chunk(2)
+            self.gate_up = list(gate_up), biases
         self.norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
         head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.head_norms = [None if norm is None else norm.weight for norm in head_norms]
@@ -76,6 +103,8 @@ class FusedLayer:
                 self.window or 0, 0.0, None, None, rows,
             )  # fmt: skip
         x = ops.fused_linear.default(out.reshape(len(x), -1), *self.out, None, 0.0, False, x)
+        if self.experts is not None:
+            return x + self.experts(F.rms_norm(x, x.shape[1:], self.norms[1], self.eps)[None])[0]
         hidden = ops.fused_linear.default(x, *self.gate_up, self.norms[1], self.eps, True, None)
         return ops.fused_linear.default(hidden, *self.down, None, 0.0, False, x)
 
@@ -91,19 +120,25 @@ class FusedPass:
     @staticmethod
     def supports(decoder) -> bool:
         """Whether a kernel serves, and every layer is here, of the plain kind, and runs alone."""
+        config = decoder.config
+        rotated = getattr(config, "rope_parameters", {}).get("partial_rotary_factor", 1.0)
+        if config.model_type not in MODEL_TYPES or rotated != 1.0:
+            return False
         kinds = {(parameter.device, parameter.dtype) for parameter in decoder.parameters()}
         device = decoder.embed_tokens.weight.device.type
-        if len(kinds) > 1 or device not in ("cpu", "cuda") or decoder.config.hidden_act != "silu":
+        if len(kinds) > 1 or device not in ("cpu", "cuda") or config.hidden_act != "silu":
             return False
         if any(hooks_of(module) for module in decoder.modules()):
             return False
         if backend_of("fused_linear", device)[0] not in ("native", "triton"):
             return False
-        return all(
-            _plain(*(getattr(layer.self_attn, f"{name}_proj") for name in "qkvo"))
-            and _plain(*(getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")))
+        parts = (
+            part
             for layer in decoder.layers
+            for linears in (_attention_parts(layer), _mlp_parts(layer) or ())
+            for part in linears
         )
+        return all(_plain(*part) for part in parts)
 
     def angles(self, capacity: int) -> tuple[Tensor, Tensor]:
         """cos and sin [S, E] of the rotary angles at all positions of a cache, S >= capacity.

@@ -6,6 +6,7 @@ transformers' pluggable attention interface: it writes the keys and values into 
 `tree_attention`.
 """
 
+import threading
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -17,11 +18,15 @@ from ..cache import KVCache
 from ..ops._check import FLOATS
 from ..packing import Packing, pack
 from .attention import causal_attention
+from .fused_pass import MODEL_TYPES as FUSED_TYPES
 from .fused_pass import FusedPass, hooks_of
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = (
+    *FUSED_TYPES, "gemma", "gemma3_text", "olmo2", "olmo3", "olmoe", "smollm3", "starcoder2",
+)  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 ATTENTION = "dspark"
+_SWITCHED = threading.Lock()  # while a model, which others may share, has our attention
 
 
 class Pass(NamedTuple):
@@ -79,12 +84,21 @@ class TransformersTarget:
             raise ValueError(f"model must be on one device, got {', '.join(devices)}")
         if self.dtype not in FLOATS:
             raise ValueError(f"model must be float32, bfloat16 or float16, got {self.dtype}")
-        rope = self.decoder.rotary_emb.rope_type
-        if rope in LENGTH_DEPENDENT:
+        eager = hasattr(config, "num_experts_per_tok") and config._experts_implementation == "eager"
+        if eager and self.device.type == "cuda":  # it cannot be captured
             raise ValueError(
-                f"model must have rotary angles which depend on the position alone, got rope_type "
-                f"{rope!r}: the nodes of a tree would change those of the text before them"
+                "model must run its experts without waiting for the GPU, got the "
+                "experts_implementation 'eager': load it with 'grouped_mm'"
             )
+        if getattr(config, "final_logit_softcapping", None):
+            raise ValueError("model must draw from its LM head's logits, got some that are capped")
+        rope = self.decoder.rotary_emb.rope_type  # or those of the kinds of layers
+        for kind in rope.values() if isinstance(rope, dict) else (rope,):
+            if kind in LENGTH_DEPENDENT:
+                raise ValueError(
+                    f"model must have rotary angles which depend on the position alone, got "
+                    f"rope_type {kind!r}: the nodes of a tree would change those of the text before"
+                )
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
@@ -177,9 +191,10 @@ class TransformersTarget:
 @contextmanager
 def _our_attention(config):
     """Use our attention function within the block; outside it the model works as before."""
-    before = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    with _SWITCHED:
+        before = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
