@@ -91,11 +91,11 @@ class CostTable:
 
 
 def _line(x: float, points: list[float], values: list[float]) -> float:
-    """Linear interpolation; beyond the last point, its segment goes on."""
+    """Linear interpolation; beyond the last point its segment goes on, unless it falls: noise."""
     if x <= points[-1] or len(points) == 1:
         return float(np.interp(x, points, values))
     slope = (values[-1] - values[-2]) / (points[-1] - points[-2])
-    return values[-1] + slope * (x - points[-1])
+    return values[-1] + max(slope, 0.0) * (x - points[-1])
 
 
 def table_key(target, draft) -> dict[str, str]:

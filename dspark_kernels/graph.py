@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from ._library import SCHEMAS, backend_of
 from .sampling import DrawTensors
 from .state import CAPACITY_UNIT, State, stop_places
 
+# of all threads: to begin a capture waits for the whole GPU, which no other capture survives
+_CAPTURE = threading.Lock()
 HELD, HELD_BYTES = 4, 2 << 30  # states kept for later calls, and the bytes of their caches
 
 
@@ -20,8 +23,14 @@ def on_device(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def captures_steps() -> bool:
+    """Whether kernels serve all ops on a GPU. The references of some read values on the host."""
+    return all(backend_of(op, "cuda")[0] in ("native", "triton") for op in SCHEMAS)
+
+
 class Graphs:
-    """Functions over fixed buffers, by key: called as they are on the CPU, replayed on a GPU.
+    """Functions over fixed buffers, by key: called as they are on the CPU, replayed on a GPU if
+    kernels serve all ops there.
 
     What a function reads and updates must be the same tensors at every call, and it must read no
     value on the host. What it returns is overwritten by the next call of any function here. On a
@@ -30,33 +39,47 @@ class Graphs:
 
     def __init__(self, device: torch.device):
         self.cuda = device.type == "cuda"
-        self._known: dict[Hashable, Any] = {}  # None, or (graph, outputs)
-        self._stream = torch.cuda.Stream(device) if self.cuda else None  # of captures
+        self._replays = self.cuda and captures_steps()
+        self._warm: dict[Hashable, int] = {}  # the thread that ran a key last
+        self._captured: dict[Hashable, tuple[Any, Any]] = {}  # graph, outputs
+        self._stream = torch.cuda.Stream(device) if self._replays else None  # of captures
         self._pool = None
 
     def settled(self, key: Hashable) -> bool:
         """Whether a call does no more than its work: it neither compiles nor captures."""
-        return not self.cuda or self._known.get(key) is not None
+        return not self._replays or key in self._captured
 
     def __call__(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """What `function()` returns. On a GPU the first call of a key runs it as it is, which
-        compiles and warms up what a capture must not see; the second captures and replays it."""
-        if not self.cuda:
+        compiles and warms up what a capture must not see, such as the thread's handle of cuBLAS;
+        the second one of the same thread captures it, and replays it like those after it."""
+        if not self._replays:
             return function()
-        if key not in self._known:
-            self._known[key] = None
-            return function()
-        if self._known[key] is None:
-            graph = torch.cuda.CUDAGraph()
-            # what other threads do on the GPU meanwhile must not break the capture
-            options = {"stream": self._stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(graph, pool=self._pool, **options):
+        if key not in self._captured:
+            thread = threading.get_ident()
+            if self._warm.get(key) != thread:
                 outputs = function()
-            self._pool = graph.pool()
-            self._known[key] = graph, outputs
-        graph, outputs = self._known[key]
+                self._warm[key] = thread  # not before it came to its end
+                return outputs
+            self._captured[key] = self._capture(function)
+        graph, outputs = self._captured[key]
         graph.replay()
         return outputs
+
+    def _capture(self, function: Callable[[], Any]) -> tuple[Any, Any]:
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # what other threads do on the GPU meanwhile must not break the capture
+        options = {"stream": self._stream, "capture_error_mode": "thread_local"}
+        with _CAPTURE:
+            try:
+                with torch.cuda.graph(graph, pool=self._pool, **options):
+                    outputs = function()
+            finally:
+                torch.cuda.set_stream(stream)  # which a capture that failed leaves
+                # cuBLAS keeps its workspace by stream; this one is the graph's, and goes with it
+                torch._C._cuda_clearCublasWorkspaces()
+        self._pool = graph.pool()
+        return graph, outputs
 
 
 class Readback:

@@ -120,11 +120,11 @@ def _profile(target, draft) -> CostTable:
 
 def _seconds(function, device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()
     start = time.perf_counter()
     function()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.current_stream().synchronize()
     return time.perf_counter() - start
 
 

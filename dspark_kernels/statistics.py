@@ -37,7 +37,7 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase so far."""
         if self.cuda:
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
             return {
                 phase: sum(start.elapsed_time(end) for start, end in spans) / 1e3
                 for phase, spans in self.spans.items()

@@ -1,16 +1,18 @@
 """A step can be captured: it reads no value, and what it does and allocates is in its shapes."""
 
+import threading
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_draft, tiny_model
+from tiny import KINDS, tiny_draft, tiny_model
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dspark_kernels import graph
+from dspark_kernels._library import SCHEMAS
 from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import _Loop, generate, prefill, step
 from dspark_kernels.graph import HELD, Graphs, Readback, Session
@@ -222,6 +224,59 @@ def test_captured_generation_is_lossless_call_after_call(nodes, device):
             expected = generate(target, None, prompts, num_nodes=1, **options).tokens
             out = generate(target, draft, prompts, num_nodes=num_nodes, session=session, **options)
             assert out.tokens == expected
+
+
+@pytest.mark.cuda
+def test_where_a_reference_serves_an_op_steps_are_not_captured(device, monkeypatch):
+    target = TransformersTarget(tiny_model().to(device))
+    draft = bound_draft(target)
+    expected = generate(target, draft, PROMPTS[0], max_new_tokens=20, num_nodes=16).tokens
+    monkeypatch.setattr(graph, "captures_steps", lambda: False)
+    monkeypatch.setattr(Graphs, "_capture", None)
+    assert generate(target, draft, PROMPTS[0], max_new_tokens=20, num_nodes=16).tokens == expected
+
+
+def test_references_are_not_captured(monkeypatch):
+    """They read values: the one of `accept_tree` asks which nodes move."""
+    served = dict.fromkeys(SCHEMAS, "native")
+    monkeypatch.setattr(graph, "backend_of", lambda op, device: (served[op], ""))
+    assert graph.captures_steps()
+    served["accept_tree"] = "reference"
+    assert not graph.captures_steps()
+
+
+@pytest.mark.cuda
+def test_experts_that_cannot_be_captured_are_refused(device):
+    model = tiny_model(model_type="mixtral", **KINDS["mixtral"]).to(device)
+    assert TransformersTarget(model).fused is not None
+    model.set_experts_implementation("eager")
+    with pytest.raises(ValueError, match="got the experts_implementation 'eager'"):
+        TransformersTarget(model)
+
+
+@pytest.mark.cuda
+def test_a_capture_follows_a_whole_run_of_the_same_thread(device):
+    total, runs, fails = torch.zeros(1, device=device), [], True
+    graphs = Graphs(total.device)
+
+    def function():
+        runs.append(len(runs))
+        if fails:
+            raise KeyboardInterrupt
+        return total.add_(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        graphs("key", function)
+    fails = False
+    thread = threading.Thread(target=graphs, args=("key", function))
+    thread.start()
+    thread.join()
+    graphs("key", function)
+    assert not graphs.settled("key")
+    for calls in (4, 4, 4):  # a capture, which is a run, then replays
+        graphs("key", function)
+        assert graphs.settled("key") and len(runs) == calls
+    assert total.item() == 5
 
 
 def test_a_session_forgets_what_was_not_used_for_longest(monkeypatch):

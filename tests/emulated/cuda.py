@@ -210,13 +210,14 @@ def install(folder: Path) -> None:
     links = (f"-L{torch_folder / 'lib'}", "-lc10")
     subprocess.run([*compiler, str(source), *links, "-o", str(library)], check=True)
     ctypes.CDLL(str(library))
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=device.wait)
     torch.cuda._lazy_init = lambda: None
     torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
     torch.cuda.synchronize = device.wait
     torch.cuda.Stream, torch.cuda.stream = lambda device=None: stream, nullcontext
     torch.cuda.device = nullcontext
-    torch.cuda.current_stream = lambda: stream
+    torch.cuda.current_stream, torch.cuda.set_stream = lambda: stream, lambda stream: None
+    torch._C._cuda_clearCublasWorkspaces = lambda: None
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     make = torch.tensor  # of data is beneath a mode's notice
 
