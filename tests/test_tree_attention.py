@@ -4,6 +4,7 @@ import pytest
 import torch
 from dtypes import DTYPES, EPSILON
 from tolerance import assert_close
+from torch._subclasses.fake_tensor import FakeTensorMode
 from trees import random_tree
 
 import dspark_kernels
@@ -446,6 +447,20 @@ def test_error_more_nodes_than_slots():
         small[name] = small[name][:, :6]
     with pytest.raises(ValueError, match="k_cache must hold N=7 nodes per request, got 6 slots"):
         dspark_kernels.tree_attention(**small)
+
+
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with FakeTensorMode():
+        arguments = {
+            "q": torch.empty(1, 4, 2, 16, device="cuda"),
+            "k_cache": torch.empty(1, 9, 1, 16, dtype=FP8, device="cuda"),
+            "v_cache": torch.empty(1, 9, 1, 16, dtype=FP8, device="cuda"),
+            "cache_seqlens": torch.zeros(1, dtype=torch.int32, device="cuda"),
+            "ancestors": torch.ones(1, 4, 1, dtype=torch.int64, device="cuda"),
+        }
+        with pytest.raises(ValueError, match=r"k_cache must be on a GPU .* 8\.9 .*, got \(8, 6\)"):
+            dspark_kernels.tree_attention(**arguments)
 
 
 @pytest.mark.parametrize("in_rows", [False, True])

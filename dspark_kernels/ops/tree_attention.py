@@ -6,7 +6,7 @@ from .._library import ops
 from ._check import FLOAT32, FLOATS, INT32, INT64, MAX_NODES, Check
 
 MAX_HEAD_DIM = 256
-FP8 = torch.float8_e4m3fn
+FP8, FP8_CAPABILITY = torch.float8_e4m3fn, (8, 9)
 
 
 def tree_attention(
@@ -34,7 +34,8 @@ def tree_attention(
     Args:
         q: [B, N, Hq, E] float32, bfloat16 or float16, or with `rows` [T, Hq, E]; N and E up to 256.
         k_cache, v_cache: [B, S, Hkv, E] with Hkv dividing Hq; or, with `block_table`,
-            [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn.
+            [num_blocks, block_size, Hkv, E]. Dtype of `q`, or float8_e4m3fn, on a GPU from compute
+            capability 8.9 on.
         cache_seqlens: int32 [B], tokens in the cache before the tree; cache_seqlens + N <= S.
         ancestors: int64 [B, N, ceil(N / 64)], see `DraftTree`. A node without any bit, its own
             included, takes no part: what is returned for it means nothing, and may cost nothing.
@@ -72,6 +73,12 @@ def tree_attention(
         if cache.dtype != FP8:
             check.same_dtype("q", q.dtype, **{name: cache})
     check.same_dtype("k_cache", k_cache.dtype, v_cache=v_cache)
+    if k_cache.dtype == FP8 and k_cache.is_cuda:
+        capability = torch.cuda.get_device_capability(k_cache.device)
+        check.require(
+            capability >= FP8_CAPABILITY, "k_cache",
+            "be on a GPU of compute capability 8.9 or later to be float8_e4m3fn", capability,
+        )  # fmt: skip
     kv_heads = k_cache.shape[2]
     check.require(
         kv_heads > 0 and heads % kv_heads == 0,
