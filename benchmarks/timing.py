@@ -3,14 +3,16 @@
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import torch
 
 CACHE_BYTES = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}  # several times what the last cache holds
+SETTLE = 15e-3  # seconds on a CPU, longer than idle threads of OpenMP wait in loops
 BUSY_CYCLES = 400_000  # of a GPU: some 200 µs, longer than the host takes to launch anything
 
 
@@ -131,13 +133,26 @@ def _in_turn(
     behind: bool = True,
 ) -> list[list[float]]:  # fmt: skip
     times = [[] for _ in functions]
+    turns = [cycle(calls) for calls in functions]
     for run in range(-2, runs):
-        for calls, record in zip(functions, times, strict=True):
+        for calls, record in zip(turns, times, strict=True):
             scratch.add_(1)
-            taken = timed_call(calls[run % len(calls)], device, behind)
+            if device == "cpu":
+                _settle(calls, cold=len(scratch) > 0)
+            taken = timed_call(next(calls), device, behind)
             if run >= 0:
                 record.append(taken)
     return times
+
+
+def _settle(calls: Iterator[Callable], cold: bool) -> None:
+    """Let what is timed next find its own threads at work, or with cold caches all asleep: the
+    idle ones of what ran before, in another library's pool, take a core for milliseconds."""
+    if cold:
+        return time.sleep(SETTLE)
+    end = time.perf_counter() + SETTLE
+    while time.perf_counter() < end:
+        next(calls)()
 
 
 def read_bandwidth(device: str) -> float:
