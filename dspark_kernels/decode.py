@@ -45,6 +45,24 @@ class Outcome(NamedTuple):
     path: torch.Tensor  # int32 [B, P + 1], the nodes accepted, -1 padded
     scores: torch.Tensor | None = None  # float32 [B, M], of all nodes drafted; None without a draft
 
+    def joined(self) -> torch.Tensor:
+        """All in one tensor, int32 [B, 3 P + 5 + M], which one copy brings to the host."""
+        parts = [self.tokens.view(torch.int32), self.counts[:, None], self.nodes[:, None]]
+        scores = [] if self.scores is None else [self.scores.view(torch.int32)]
+        return torch.cat([*parts, self.path, *scores], dim=1)
+
+    @classmethod
+    def parted(cls, joined: torch.Tensor, scored: int) -> "Outcome":
+        """What was joined, on the CPU; scored: M, 0 without a draft."""
+        length = (joined.shape[1] - 2 - scored) // 3
+        sizes = [2 * length, 1, 1, length, scored]
+        tokens, counts, nodes, path, scores = joined.split(sizes, dim=1)
+        tokens = tokens.clone(memory_format=torch.contiguous_format)
+        return cls(
+            tokens.view(torch.int64), counts[:, 0], nodes[:, 0], path,
+            scores.view(torch.float32) if scored else None,
+        )  # fmt: skip
+
 
 def candidates(draft, state: State) -> dict:
     """What `glm_tree` reads in this step, whatever the number of nodes."""
@@ -262,7 +280,7 @@ def _outside(on_tokens):
 class _Launched(NamedTuple):
     requests: np.ndarray
     budget: Budget
-    drafted: bool
+    scored: int  # nodes per request, 0 without a draft
     outcome: Readback
 
 
@@ -320,9 +338,10 @@ class _Loop:
         num_nodes = scheduler.max_nodes if cuda else scheduler.draft_nodes
 
         def run():
-            return step(
+            outcome = step(
                 self.target, draft, self.state, num_nodes, self.min_score, clock, self._choose
             )
+            return outcome.joined()
 
         plain = Budget(1, len(self.requests))
         key = draft is None, plain if draft is None else self.budget, num_nodes, self.min_score
@@ -330,7 +349,8 @@ class _Loop:
         with self.clock("graph") if cuda else nullcontext():
             outcome = self.graphs(key, run)
         budget = plain if draft is None else self.budget
-        return _Launched(self.requests, budget, draft is not None, Readback(*outcome))
+        scored = 0 if draft is None else num_nodes
+        return _Launched(self.requests, budget, scored, Readback(outcome))
 
     def _choose(self, scores: torch.Tensor) -> Budget:
         """On the CPU the scores of this tree decide; on a GPU those which were looked at last."""
@@ -347,7 +367,8 @@ class _Loop:
     def look(self, launched: _Launched) -> None:
         """Take a step's results, and let the scheduler learn from them."""
         results, requests = self.results, launched.requests
-        outcome = Outcome(*launched.outcome.get())
+        outcome = Outcome.parted(launched.outcome.get(), launched.scored)
+        drafted = outcome.scores is not None
         seconds = launched.outcome.arrived - self.arrived
         self.arrived = launched.outcome.arrived
         running = results.running[requests]
@@ -358,7 +379,7 @@ class _Loop:
         if not emitted.all():
             raise RuntimeError("generate: a step yielded no token of a request that goes on")
         predicted = float(count)
-        if launched.drafted:
+        if drafted:
             scores, nodes = outcome.scores.numpy(), outcome.nodes.numpy()
             paths = outcome.path[:, 1:].tolist()
             path_scores = [
@@ -371,7 +392,7 @@ class _Loop:
                 self._schedule(scores)
         batch, total = len(requests), launched.budget.total
         if not self.disturbed:
-            self.scheduler.observe_seconds(batch, total, results.context, seconds, launched.drafted)
+            self.scheduler.observe_seconds(batch, total, results.context, seconds, drafted)
         counts = outcome.counts.tolist()
         results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())
         results.statistics.record_choice(total, predicted, float(emitted.sum()), seconds)

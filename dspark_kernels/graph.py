@@ -85,20 +85,20 @@ class Graphs:
 class Readback:
     """Results on their way to the host, which waits for them only when it looks."""
 
-    def __init__(self, *tensors: torch.Tensor | None):
-        self._tensors = [t if t is None else t.to("cpu", non_blocking=True) for t in tensors]
+    def __init__(self, tensor: torch.Tensor):
+        self._tensor = tensor.to("cpu", non_blocking=True)
         self._event = None
         self.arrived = time.perf_counter()  # on a GPU: when the host first saw them
-        if tensors[0].is_cuda:
+        if tensor.is_cuda:
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def get(self) -> list[torch.Tensor | None]:
-        """The tensors, on the CPU."""
+    def get(self) -> torch.Tensor:
+        """The tensor, on the CPU."""
         if self._event is not None:
             self._event.synchronize()
             self._event, self.arrived = None, time.perf_counter()
-        return self._tensors
+        return self._tensor
 
 
 class Session:
