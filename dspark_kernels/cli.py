@@ -224,6 +224,8 @@ def _generate(arguments) -> int:
     from .streaming import StepPrinter
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ValueError("prompt must be text in UTF-8, got other bytes")
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
     options = {
@@ -361,11 +363,14 @@ def _bench_accept(arguments) -> int:
 
 
 def _profile(arguments) -> int:
+    from .cost import table_key, table_path
     from .profiling import profile, view
+    from .results import check_folder
 
     decoder = _decoder(arguments)
     if decoder.draft is None:
         raise ValueError("draft must be given to profile speculative decoding, got 'none'")
+    check_folder("cache", table_path(table_key(decoder.target, decoder.draft)).parent)
     table = profile(decoder.target, decoder.draft)
     path = table.save()
     if arguments.json:

@@ -105,20 +105,21 @@ def test_env(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--model", "no/such/model"], "'no/such/model' cannot be loaded"),
+        (["--model", "no/such/model"], "there is no 'no/such/model'"),
         (["--model", "no/such.gguf"], "model must be an existing file, got 'no/such.gguf'"),
-        (["--draft", "no/such/draft"], "'no/such/draft' cannot be loaded"),
+        (["--draft", "no/such/draft"], "there is no 'no/such/draft'"),
         (["--draft", "{}/other"], "vocabulary size 64, got a target with vocabulary size 300"),
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
         (["--device", "moon"], "device must be one that torch has here"),
         (["--temperature", "-1"], "temperature must be a number >= 0, got -1.0"),
         (["   "], "prompt must hold some text"),
+        (["\udcff"], "prompt must be text in UTF-8, got other bytes"),
     ],
 )
 def test_bad_input_is_one_sentence(folders, capsys, arguments, message):
     arguments = [argument.format(folders) for argument in arguments]
-    prompt = [] if arguments[0].isspace() else ["the bees"]
+    prompt = ["the bees"] if arguments[0].startswith("-") else []
     assert run(folders, "generate", *prompt, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.strip().splitlines()[-1].startswith("dspark: error: ")

@@ -42,6 +42,8 @@ class SpeculativeDecoder:
         self.model = model
         self.tokenizer = tokenizer
         self.target = TransformersTarget(model)
+        if self.target.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"model must be on the CPU or a CUDA device, got {self.target.device}")
         self.draft_model = draft
         self.draft = None
         if draft is not None:

@@ -14,26 +14,9 @@ from .._library import backend_of, ops
 from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
+from .kinds import FUSED_TYPES, as_made, is_linear
 
-# whose layers are two pre-normalised blocks, attention and MLP, with rotary angles on all of a head
-MODEL_TYPES = (
-    "llama", "mistral", "ministral", "qwen2", "qwen3", "seed_oss", "phi3", "mixtral", "qwen3_moe",
-)  # fmt: skip
-THEIRS = "transformers."  # modules of hooks
-
-
-def _plain(*modules) -> bool:
-    """Whether these are linear layers as torch made them, not quantized or adapted ones."""
-    return all(type(m) is nn.Linear and type(m.weight) is nn.Parameter for m in modules)
-
-
-def hooks_of(module) -> list:
-    """The functions that run before and after a module.
-
-    Without transformers' own, which stay where a call once asked for all hidden states.
-    """
-    hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
-    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(THEIRS)]
+WINDOW_IN_CONFIG = ("mistral", "phi3", "mixtral")  # where an attention block does not hold it
 
 
 def _parts(module, merged: str, *names: str) -> list[nn.Linear]:
@@ -78,8 +61,8 @@ class FusedLayer:
         self.head_norms = [None if norm is None else norm.weight for norm in head_norms]
         self.eps = layer.input_layernorm.variance_epsilon
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        window = getattr(attention.config, "sliding_window", None)  # of all layers, or of some
-        self.window = getattr(attention, "sliding_window", window)
+        of = attention.config if attention.config.model_type in WINDOW_IN_CONFIG else attention
+        self.window = getattr(of, "sliding_window", None)
 
     def __call__(
         self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors, slots, rows
@@ -122,23 +105,22 @@ class FusedPass:
         """Whether a kernel serves, and every layer is here, of the plain kind, and runs alone."""
         config = decoder.config
         rotated = getattr(config, "rope_parameters", {}).get("partial_rotary_factor", 1.0)
-        if config.model_type not in MODEL_TYPES or rotated != 1.0:
+        if config.model_type not in FUSED_TYPES or rotated != 1.0:
             return False
         kinds = {(parameter.device, parameter.dtype) for parameter in decoder.parameters()}
         device = decoder.embed_tokens.weight.device.type
         if len(kinds) > 1 or device not in ("cpu", "cuda") or config.hidden_act != "silu":
             return False
-        if any(hooks_of(module) for module in decoder.modules()):
+        if not all(as_made(module) for module in decoder.modules()):
             return False
         if backend_of("fused_linear", device)[0] not in ("native", "triton"):
             return False
-        parts = (
-            part
+        return all(
+            is_linear(linear)
             for layer in decoder.layers
-            for linears in (_attention_parts(layer), _mlp_parts(layer) or ())
-            for part in linears
+            for part in (*_attention_parts(layer), *(_mlp_parts(layer) or ()))
+            for linear in part
         )
-        return all(_plain(*part) for part in parts)
 
     def angles(self, capacity: int) -> tuple[Tensor, Tensor]:
         """cos and sin [S, E] of the rotary angles at all positions of a cache, S >= capacity.

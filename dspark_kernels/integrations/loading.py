@@ -1,14 +1,19 @@
 """Finding models on disk, on a hub, or in an installed package."""
 
 import importlib.util
+import os
+import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ..heads import DraftModel
 from . import EMBEDDED_MODEL
+from .kinds import check_config
 
 SHIPPED_DRAFTS = Path(__file__).parents[1] / "drafts"
 
@@ -18,7 +23,8 @@ def load_model(
 ):
     """A model and its tokenizer: a folder, a .gguf file, a hub id, or the embedded model's name.
 
-    Raises ValueError with one sentence when there is no such model, dtype or device.
+    Raises ValueError with one sentence when there is no such model, dtype or device, or the model
+    is of a kind that is not supported.
     """
     if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
         if dtype != "auto":
@@ -39,16 +45,34 @@ def load_model(
             raise ValueError(f"model must be an existing file, got {str(name_or_path)!r}")
         source, gguf = str(path.parent), {"gguf_file": path.name}
         dense = {"quantization_config": GgufConfig(dequantize=True)}
-    try:
+    wanted = f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}"
+    with _one_sentence(wanted, name_or_path, OSError, ValueError, SafetensorError):
+        if not gguf:
+            config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
+    if not gguf:
+        check_config(config)  # before its weights are read
+    with _one_sentence(wanted, name_or_path, OSError, ValueError, SafetensorError):
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf, **dense)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}; "
-            f"{str(name_or_path)!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
     model.config._name_or_path = str(name_or_path)
     return model.to(device), tokenizer
+
+
+@contextmanager
+def _one_sentence(wanted: str, name_or_path: str | Path, *errors: type[Exception]):
+    """Any of these errors as a ValueError in one line, which says what was wanted."""
+    if _is_path(str(name_or_path)) and not Path(name_or_path).exists():
+        raise ValueError(f"{wanted}; there is no {str(name_or_path)!r}")
+    try:
+        yield
+    except errors as error:
+        why = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise ValueError(f"{wanted}; {str(name_or_path)!r} cannot be loaded: {why}") from error
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can be no hub id."""
+    return name.startswith((os.sep, ".", "~")) or name.count(os.sep) > 1
 
 
 def _embedded_file() -> Path:
@@ -63,13 +87,12 @@ def _embedded_file() -> Path:
 
 def load_draft(name_or_path: str | Path) -> DraftModel:
     """A draft from a folder or a hub id; ValueError with one sentence when there is none."""
-    try:
+    wanted = "draft must be a folder or a hub id with config.json and model.safetensors"
+    unusable = HfHubHTTPError, HFValidationError, SafetensorError
+    with _one_sentence(
+        wanted, name_or_path, OSError, ValueError, TypeError, RuntimeError, *unusable
+    ):
         return DraftModel.from_pretrained(name_or_path)
-    except (OSError, HfHubHTTPError, HFValidationError, TypeError) as error:
-        raise ValueError(
-            f"draft must be a folder or a hub id with config.json and model.safetensors; "
-            f"{str(name_or_path)!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
 
 
 def shipped_draft(target) -> DraftModel:
@@ -83,5 +106,5 @@ def shipped_draft(target) -> DraftModel:
         return draft
     raise ValueError(
         f"draft: none is shipped for {target.name}; train one (dspark train), give its folder, or "
-        "decode plainly with draft=None"
+        "decode plainly: draft=None, or --draft none"
     )

@@ -15,16 +15,11 @@ from transformers import AttentionInterface
 
 from .._library import ops
 from ..cache import KVCache
-from ..ops._check import FLOATS
 from ..packing import Packing, pack
 from .attention import causal_attention
-from .fused_pass import MODEL_TYPES as FUSED_TYPES
-from .fused_pass import FusedPass, hooks_of
+from .fused_pass import FusedPass
+from .kinds import check_model, hooks_of
 
-MODEL_TYPES = (
-    *FUSED_TYPES, "gemma", "gemma3_text", "olmo2", "olmo3", "olmoe", "smollm3", "starcoder2",
-)  # fmt: skip
-LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 ATTENTION = "dspark"
 _SWITCHED = threading.Lock()  # while a model, which others may share, has our attention
 
@@ -36,6 +31,7 @@ class Pass(NamedTuple):
     slots: tuple[torch.Tensor, torch.Tensor]  # where the new keys and values go
     ancestors: torch.Tensor | None  # None: prefill, causal over the prompt itself
     rows: torch.Tensor | None  # of the nodes which take part, see `tree_attention`; None: all
+    met: list[int]  # the layers that have come here
 
 
 def _attention(
@@ -46,7 +42,13 @@ def _attention(
 
     With packed rows B is 1 and N is their number, outside as in what is returned.
     """
-    cache, slots, ancestors, rows = dspark
+    if dspark is None:
+        raise RuntimeError(
+            "the model decodes in another thread, and its layers attend as the decoder wants "
+            "meanwhile: wait until it is done, or give the decoder a model of its own"
+        )
+    cache, slots, ancestors, rows, met = dspark
+    met.append(module.layer_idx)
     k_cache, v_cache = cache.keys[module.layer_idx], cache.values[module.layer_idx]
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
@@ -67,38 +69,13 @@ class TransformersTarget:
     """A causal language model of transformers, seen through what the decoding loop needs."""
 
     def __init__(self, model):
+        check_model(model)
         config = model.config
-        if config.model_type not in MODEL_TYPES:
-            raise ValueError(
-                f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config.model_type!r}"
-            )
-        if model.get_output_embeddings() is None:
-            raise ValueError(f"model must have an LM head, got a {type(model).__name__}")
         self.model = model.eval()
         self.decoder = model.get_decoder()
         self.embedding = model.get_input_embeddings().weight  # [V, D]
         self.lm_head = model.get_output_embeddings().weight  # [V, D]
         self.lm_head_bias = model.get_output_embeddings().bias
-        devices = sorted({str(parameter.device) for parameter in model.parameters()})
-        if len(devices) > 1:
-            raise ValueError(f"model must be on one device, got {', '.join(devices)}")
-        if self.dtype not in FLOATS:
-            raise ValueError(f"model must be float32, bfloat16 or float16, got {self.dtype}")
-        eager = hasattr(config, "num_experts_per_tok") and config._experts_implementation == "eager"
-        if eager and self.device.type == "cuda":  # it cannot be captured
-            raise ValueError(
-                "model must run its experts without waiting for the GPU, got the "
-                "experts_implementation 'eager': load it with 'grouped_mm'"
-            )
-        if getattr(config, "final_logit_softcapping", None):
-            raise ValueError("model must draw from its LM head's logits, got some that are capped")
-        rope = self.decoder.rotary_emb.rope_type  # or those of the kinds of layers
-        for kind in rope.values() if isinstance(rope, dict) else (rope,):
-            if kind in LENGTH_DEPENDENT:
-                raise ValueError(
-                    f"model must have rotary angles which depend on the position alone, got "
-                    f"rope_type {kind!r}: the nodes of a tree would change those of the text before"
-                )
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
@@ -107,6 +84,9 @@ class TransformersTarget:
         self.kv_heads = config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.fused = FusedPass(self.decoder) if FusedPass.supports(self.decoder) else None
+        configs = (getattr(module, "config", None) for module in self.decoder.modules())
+        # one, but for layers that were copied
+        self._configs = {id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values()
         self._parts = self._read_parts()
 
     @property
@@ -131,7 +111,10 @@ class TransformersTarget:
 
     def _read_parts(self) -> list:
         """The model's modules and their hooks, and where its parameters lie."""
-        modules = [(module, hooks_of(module)) for module in self.model.modules()]
+        modules = [
+            (module, hooks_of(module), vars(module).get("forward"))
+            for module in self.model.modules()
+        ]
         return [*modules, *(parameter.data_ptr() for parameter in self.model.parameters())]
 
     def check_unchanged(self) -> None:
@@ -173,13 +156,19 @@ class TransformersTarget:
             rows = packing.rows
             tokens, positions = pack(tokens, packing)[None], pack(positions, packing)[None]
             slots = tuple(pack(part, packing)[None] for part in slots)
-        with _our_attention(self.model.config):
+        met = []
+        with _our_attention(self._configs):
             out = self.decoder(
                 input_ids=tokens,
                 position_ids=positions,
                 use_cache=False,
                 output_hidden_states=bool(self.feature_layers),
-                dspark=Pass(cache, slots, ancestors, rows),
+                dspark=Pass(cache, slots, ancestors, rows, met),
+            )
+        if met != list(range(self.num_layers)):
+            raise RuntimeError(
+                f"model must attend through transformers' attention interface in each of its "
+                f"{self.num_layers} layers, in order; it did in layers {met}"
             )
         hidden = out.last_hidden_state.flatten(0, 1)
         if not self.feature_layers:
@@ -189,12 +178,14 @@ class TransformersTarget:
 
 
 @contextmanager
-def _our_attention(config):
+def _our_attention(configs):
     """Use our attention function within the block; outside it the model works as before."""
     with _SWITCHED:
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
+        before = [config._attn_implementation for config in configs]
+        for config in configs:
+            config._attn_implementation = ATTENTION
         try:
             yield
         finally:
-            config._attn_implementation = before
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation = implementation

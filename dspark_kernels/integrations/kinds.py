@@ -1,0 +1,100 @@
+"""Which models of transformers can be targets, and which of their modules are as they were made."""
+
+from torch import nn
+
+from ..ops._check import FLOATS
+
+# whose layers are two pre-normalised blocks, attention and MLP, with rotary angles on all of a head
+FUSED_TYPES = (
+    "llama", "mistral", "ministral", "qwen2", "qwen3", "seed_oss", "phi3", "mixtral", "qwen3_moe",
+)  # fmt: skip
+MODEL_TYPES = (
+    *FUSED_TYPES, "gemma", "gemma3_text", "olmo2", "olmo3", "olmoe", "smollm3", "starcoder2",
+)  # fmt: skip
+LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
+TORCH, TRANSFORMERS = "torch.nn.", "transformers."  # modules of classes and functions
+
+
+def hooks_of(module) -> list:
+    """The functions that run before and after a module.
+
+    Without transformers' own, which stay where a call once asked for all hidden states.
+    """
+    hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+    return [
+        hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(TRANSFORMERS)
+    ]
+
+
+def as_made(module) -> bool:
+    """Whether a module does what its class in torch or transformers does, and no more."""
+    known = type(module).__module__.startswith((TORCH, TRANSFORMERS))
+    return known and "forward" not in vars(module) and not hooks_of(module)
+
+
+def is_parameter(tensor) -> bool:
+    """Whether a weight is one as torch makes them, not a quantized one."""
+    return type(tensor) is nn.Parameter
+
+
+def is_linear(module) -> bool:
+    """Whether this is a linear layer as torch made it, not a quantized or adapted one."""
+    return type(module) is nn.Linear and is_parameter(module.weight) and as_made(module)
+
+
+def _rope_types(config) -> list[str]:
+    """Of all layers, or of each kind of layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters] if "rope_type" in parameters else parameters.values()
+    return [kind["rope_type"] for kind in kinds if isinstance(kind, dict) and "rope_type" in kind]
+
+
+def check_config(config) -> None:
+    """Raise a ValueError unless models of this configuration can be targets."""
+    if config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"model_type must be one of {', '.join(MODEL_TYPES)}, got {config.model_type!r}"
+        )
+    for kind in _rope_types(config):
+        if kind in LENGTH_DEPENDENT:
+            raise ValueError(
+                f"model must have rotary angles which depend on the position alone, got rope_type "
+                f"{kind!r}: the nodes of a tree would change those of the text before them"
+            )
+    if getattr(config, "final_logit_softcapping", None):
+        raise ValueError("model must draw from its LM head's logits, got some that are capped")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise ValueError("model must attend to earlier tokens alone, got bidirectional attention")
+
+
+def check_model(model) -> None:
+    """Raise a ValueError unless a model can be a target."""
+    if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+        raise ValueError(
+            f"model must be a causal language model of transformers, got a {type(model).__name__}"
+        )
+    check_config(model.config)
+    head, dtype = model.get_output_embeddings(), model.get_input_embeddings().weight.dtype
+    if head is None:
+        raise ValueError(f"model must have an LM head, got a {type(model).__name__}")
+    if not is_linear(head):
+        changed = "one that was changed" if type(head) is nn.Linear else f"a {type(head).__name__}"
+        raise ValueError(
+            f"model must have a plain linear layer as its LM head, got {changed}: its weight is "
+            "all that is read of it, so merge adapters, and leave it out where you quantize"
+        )
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(f"model must be on one device, got {', '.join(devices)}")
+    if dtype not in FLOATS:
+        raise ValueError(f"model must be float32, bfloat16 or float16, got {dtype}")
+    if head.weight.dtype != dtype:
+        raise ValueError(
+            f"model must have an LM head of the embedding's dtype {dtype}, got {head.weight.dtype}"
+        )
+    experts = hasattr(model.config, "num_experts_per_tok") and model.config._experts_implementation
+    if experts == "eager" and head.weight.device.type == "cuda":  # it cannot be captured
+        raise ValueError(
+            "model must run its experts without waiting for the GPU, got the "
+            "experts_implementation 'eager': load it with 'grouped_mm'"
+        )

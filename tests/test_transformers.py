@@ -1,0 +1,282 @@
+"""Models of transformers as targets: which kinds, and what was made of their modules."""
+
+import copy
+
+import pytest
+import torch
+from tiny import KINDS, tiny_draft, tiny_model, tiny_tokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from dspark_kernels.integrations.decoder import SpeculativeDecoder
+from dspark_kernels.integrations.kinds import MODEL_TYPES
+from dspark_kernels.integrations.loading import load_draft, load_model
+from dspark_kernels.integrations.transformers import ATTENTION
+
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
+
+
+def theirs(model, count):
+    """What `generate` of transformers continues the prompts with."""
+    out = (model.generate(torch.tensor([p]), max_new_tokens=count, do_sample=False) for p in PROMPTS)
+    return [row[0, len(prompt) :].tolist() for prompt, row in zip(PROMPTS, out, strict=True)]
+
+
+def ours(model, count):
+    """What we continue them with, and whether the layers ran fused."""
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    out = decoder.generate(PROMPTS, max_new_tokens=count, num_nodes=20)
+    return out.tokens, decoder.target.fused is not None
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_kind_of_model(model_type):
+    model = tiny_model(model_type=model_type, **KINDS[model_type])
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    assert decoder.generate(PROMPTS, max_new_tokens=40, num_nodes=20).tokens == theirs(model, 40)
+
+
+def test_an_unsupported_architecture_is_refused():
+    model = tiny_model()
+    model.config.model_type = "gpt2"
+    with pytest.raises(ValueError, match=r"model_type must be one of llama.*, got 'gpt2'"):
+        SpeculativeDecoder(model, None, None)
+
+
+def test_a_model_without_an_lm_head_is_refused():
+    with pytest.raises(ValueError, match="model must have an LM head, got a LlamaModel"):
+        SpeculativeDecoder(tiny_model().model, None, None)
+
+
+@pytest.mark.parametrize("change", ["adapter", "hook", "forward", "dtype"])
+def test_a_model_that_was_changed_is_refused(change):
+    model = tiny_model()
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    model(torch.tensor([[1, 2]]), output_hidden_states=True)  # leaves hooks of transformers' own
+    decoder.generate(PROMPTS, max_new_tokens=4, num_nodes=4)
+    attention = model.model.layers[0].self_attn
+    if change == "adapter":
+        attention.q_proj = torch.nn.Sequential(attention.q_proj)
+    elif change == "hook":
+        attention.register_forward_hook(lambda *_: None)
+    elif change == "forward":
+        attention.forward = lambda *_, **__: None
+    else:
+        model.bfloat16()
+    with pytest.raises(ValueError, match="model must stay as it was when its decoder was made"):
+        decoder.generate(PROMPTS, max_new_tokens=4, num_nodes=4)
+
+
+def test_hooks_are_called():
+    """The layers run as they are, not fused."""
+    model, calls = tiny_model(), []
+    expected = SpeculativeDecoder(model, None, tiny_draft()).generate(PROMPTS, max_new_tokens=8)
+    model.model.layers[1].register_forward_hook(lambda *_: calls.append(0))
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    assert decoder.target.fused is None
+    assert decoder.generate(PROMPTS, max_new_tokens=8).tokens == expected.tokens
+    assert calls
+
+
+def test_a_model_on_two_devices_is_refused():
+    model = tiny_model()
+    model.model.layers[1].to("meta")
+    with pytest.raises(ValueError, match="model must be on one device, got cpu, meta"):
+        SpeculativeDecoder(model, None, None)
+
+
+def test_a_model_in_float64_is_refused():
+    with pytest.raises(ValueError, match=r"must be float32, bfloat16 or float16, got .*float64"):
+        SpeculativeDecoder(tiny_model().double(), None, None)
+
+
+ROPES = {
+    "linear": {"factor": 2.0}, "yarn": {"factor": 2.0, "original_max_position_embeddings": 128},
+    "llama3": {
+        "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_scaled_positions_up_to_the_end_of_the_context(rope):
+    options = {"rope_type": rope, "rope_theta": 10000.0, **ROPES[rope]}
+    model = tiny_model(rope_parameters=options)
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    prompt = torch.randint(64, (1, 200), generator=torch.Generator().manual_seed(0))
+    expected = model.generate(prompt, max_new_tokens=56, do_sample=False)[0, 200:].tolist()
+    assert decoder.generate(prompt, max_new_tokens=56, num_nodes=20).tokens[0] == expected
+
+
+def test_angles_that_depend_on_the_longest_position_are_refused():
+    options = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="rope_type 'dynamic'"):
+        SpeculativeDecoder(tiny_model(rope_parameters=options), None, None)
+
+
+def test_capped_logits_are_refused():
+    options = KINDS["gemma3_text"] | {"final_logit_softcapping": 30.0}
+    with pytest.raises(ValueError, match="got some that are capped"):
+        SpeculativeDecoder(tiny_model(model_type="gemma3_text", **options), None, None)
+
+
+class Scaled:
+    """Makes of a class of modules one whose outputs are larger."""
+
+    def forward(self, x):
+        return 1.5 * super().forward(x)
+
+
+class ScaledMLP(Scaled, LlamaMLP): ...
+
+
+class ScaledNorm(Scaled, LlamaRMSNorm): ...
+
+
+class ScaledLinear(Scaled, torch.nn.Linear): ...
+
+
+def override(module):
+    """As accelerate's hooks do it."""
+    before = module.forward
+    module.forward = lambda *args, **options: 1.5 * before(*args, **options)
+
+
+CHANGES = {
+    "subclass of the MLP": lambda layer: setattr(layer.mlp, "__class__", ScaledMLP),
+    "subclass of a norm": lambda layer: setattr(layer.input_layernorm, "__class__", ScaledNorm),
+    "subclass of a linear layer": lambda layer: setattr(
+        layer.self_attn.q_proj, "__class__", ScaledLinear
+    ),
+    "forward of the MLP": lambda layer: override(layer.mlp),
+    "forward of a linear layer": lambda layer: override(layer.self_attn.q_proj),
+    "hook": lambda layer: layer.mlp.register_forward_hook(lambda module, given, out: 1.5 * out),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_layers_run_as_they_are(change):
+    model = tiny_model()
+    before = theirs(model, 12)
+    CHANGES[change](model.model.layers[0])
+    expected = theirs(model, 12)
+    assert expected != before
+    assert ours(model, 12) == (expected, False)
+
+
+@pytest.mark.parametrize("change", ["subclass", "forward", "hook"])
+def test_a_changed_lm_head_is_refused(change):
+    """Its weight alone is read."""
+    model = tiny_model()
+    head, got = model.lm_head, "one that was changed"
+    if change == "subclass":
+        head.__class__, got = ScaledLinear, "a ScaledLinear"
+    elif change == "forward":
+        override(head)
+    else:
+        head.register_forward_hook(lambda module, given, out: -out)
+    with pytest.raises(ValueError, match=f"plain linear layer as its LM head, got {got}"):
+        SpeculativeDecoder(model, None, None)
+
+
+def test_an_lm_head_of_another_dtype_is_refused():
+    model = tiny_model()
+    model.lm_head.bfloat16()
+    with pytest.raises(ValueError, match="LM head of the embedding's dtype torch.float32, got"):
+        SpeculativeDecoder(model, None, None)
+
+
+@pytest.mark.parametrize("what", [None, 5, torch.nn.Linear(2, 2)])
+def test_what_is_no_model_is_refused(what):
+    with pytest.raises(ValueError, match="causal language model of transformers, got a"):
+        SpeculativeDecoder.from_pretrained(what, None)
+
+
+def test_a_model_on_no_device_is_refused():
+    with pytest.raises(ValueError, match="on the CPU or a CUDA device, got meta"):
+        SpeculativeDecoder(tiny_model().to("meta"), None, None)
+
+
+def test_layers_with_a_configuration_of_their_own():
+    """As quantizers leave them, and whoever stacks copies of layers."""
+    model = tiny_model(model_type="gemma")
+    model.model.layers[1] = copy.deepcopy(model.model.layers[0])
+    model.model.layers[1].self_attn.layer_idx = 1
+    assert ours(model, 20) == (theirs(model, 20), False)
+
+
+def test_layers_that_attend_by_themselves_are_an_error():
+    model = tiny_model(model_type="gemma")
+    decoder = SpeculativeDecoder(model, None, None)
+    own = decoder.target._configs
+    decoder.target._configs = []
+    with pytest.raises(RuntimeError, match=r"in each of its 2 layers, .* did in layers \[\]"):
+        decoder.generate(PROMPTS, max_new_tokens=4)
+    decoder.target._configs = own
+    assert decoder.generate(PROMPTS, max_new_tokens=4).tokens == theirs(model, 4)
+
+
+def test_a_model_that_decodes_must_not_be_called_meanwhile():
+    model = tiny_model(model_type="gemma")
+    model.config._attn_implementation = ATTENTION
+    with pytest.raises(RuntimeError, match="the model decodes in another thread"):
+        model(torch.tensor([[1, 2]]))
+
+
+def test_a_window_that_the_layers_do_not_look_at():
+    """`generate` drops what is outside the window of the configuration; the layers see it."""
+    model = tiny_model(sliding_window=6)
+    expected = []
+    for prompt in PROMPTS:
+        ids = list(prompt)
+        for _ in range(12):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        expected.append(ids[len(prompt) :])
+    assert ours(model, 12) == (expected, True)
+
+
+def test_bidirectional_attention_is_refused():
+    options = KINDS["gemma3_text"] | {"use_bidirectional_attention": True}
+    with pytest.raises(ValueError, match="attend to earlier tokens alone, got bidirectional"):
+        SpeculativeDecoder(tiny_model(model_type="gemma3_text", **options), None, None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_model(vocab_size=300).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tiny_draft(vocab_size=300).save_pretrained(tmp_path / "draft")
+    return tmp_path
+
+
+def change(path, old, new):
+    """Replace bytes of a file which are in it."""
+    before = path.read_bytes()
+    assert old in before
+    path.write_bytes(before.replace(old, new, 1))
+
+
+def test_files_cut_short_are_one_sentence(folder):
+    for load, place in ((load_model, folder), (load_draft, folder / "draft")):
+        file = place / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=r"'.*' cannot be loaded: .*(incomplete|[Ii]nvalid)"):
+            load(place)
+
+
+def test_kinds_are_refused_before_weights_are_read(folder):
+    change(folder / "config.json", b'"llama"', b'"granite"')
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="model_type must be one of .*, got 'granite'"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [(b'"rank": 8', b'"rank": 16', "size mismatch"), (b"{", b"{,", "Expecting property name")],
+)
+def test_drafts_that_do_not_fit_are_one_sentence(folder, old, new, message):
+    change(folder / "draft" / "config.json", old, new)
+    with pytest.raises(ValueError, match=f"draft must be .* cannot be loaded: .*{message}") as error:
+        load_draft(folder / "draft")
+    assert "\n" not in str(error.value)
