@@ -17,7 +17,9 @@ PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11
 
 def theirs(model, count):
     """What `generate` of transformers continues the prompts with."""
-    out = (model.generate(torch.tensor([p]), max_new_tokens=count, do_sample=False) for p in PROMPTS)
+    out = (
+        model.generate(torch.tensor([p]), max_new_tokens=count, do_sample=False) for p in PROMPTS
+    )
     return [row[0, len(prompt) :].tolist() for prompt, row in zip(PROMPTS, out, strict=True)]
 
 
@@ -182,7 +184,7 @@ def test_a_changed_lm_head_is_refused(change):
 def test_an_lm_head_of_another_dtype_is_refused():
     model = tiny_model()
     model.lm_head.bfloat16()
-    with pytest.raises(ValueError, match="LM head of the embedding's dtype torch.float32, got"):
+    with pytest.raises(ValueError, match="LM head of the embedding's dtype torch"):
         SpeculativeDecoder(model, None, None)
 
 
@@ -267,7 +269,7 @@ def test_files_cut_short_are_one_sentence(folder):
 def test_kinds_are_refused_before_weights_are_read(folder):
     change(folder / "config.json", b'"llama"', b'"granite"')
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="model_type must be one of .*, got 'granite'"):
+    with pytest.raises(ValueError, match=r"model_type must be one of .*, got 'granite'"):
         load_model(folder)
 
 
@@ -277,6 +279,8 @@ def test_kinds_are_refused_before_weights_are_read(folder):
 )
 def test_drafts_that_do_not_fit_are_one_sentence(folder, old, new, message):
     change(folder / "draft" / "config.json", old, new)
-    with pytest.raises(ValueError, match=f"draft must be .* cannot be loaded: .*{message}") as error:
+    with pytest.raises(
+        ValueError, match=f"draft must be .* cannot be loaded: .*{message}"
+    ) as error:
         load_draft(folder / "draft")
     assert "\n" not in str(error.value)

@@ -92,6 +92,11 @@ def nan_and_infinite(logits, tree):
     logits[3, 0, 1] = math.inf
 
 
+def half_masked(logits, tree):
+    """With the lowest number, many of which add up to an infinite one."""
+    logits[..., VOCAB // 2 :] = torch.finfo(logits.dtype).min
+
+
 def foreign_tokens(logits, tree):
     tree.tokens[:, 1::3] = 10**12
     tree.tokens[:, 2::3] = -1
@@ -107,6 +112,7 @@ OPTIONS = {
     "paged": {"block_size": 4},
     "spoilt": {"spoil": nan_and_infinite},
     "foreign": {"spoil": foreign_tokens},
+    "masked": {"spoil": half_masked, "epsilon": 0.9, "delta": 0.5},
 }
 
 
