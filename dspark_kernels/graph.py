@@ -47,17 +47,17 @@ class Graphs:
 
     def settled(self, key: Hashable) -> bool:
         """Whether a call does no more than its work: it neither compiles nor captures."""
-        return not self._replays or key in self._captured
+        return not self.cuda or key in (self._captured if self._replays else self._warm)
 
     def __call__(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """What `function()` returns. On a GPU the first call of a key runs it as it is, which
         compiles and warms up what a capture must not see, such as the thread's handle of cuBLAS;
         the second one of the same thread captures it, and replays it like those after it."""
-        if not self._replays:
+        if not self.cuda:
             return function()
         if key not in self._captured:
             thread = threading.get_ident()
-            if self._warm.get(key) != thread:
+            if not self._replays or self._warm.get(key) != thread:
                 outputs = function()
                 self._warm[key] = thread  # not before it came to its end
                 return outputs

@@ -7,7 +7,7 @@ from tiny import KINDS, tiny_model
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.packing import Packing
 
-# whose layers differ, among those of `fused_pass.MODEL_TYPES`
+# whose layers differ, among those of `kinds.FUSED_TYPES`
 DIFFERENT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "qwen3_moe")
 
 

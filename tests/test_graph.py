@@ -16,6 +16,7 @@ from dspark_kernels._library import SCHEMAS
 from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import _Loop, generate, prefill, step
 from dspark_kernels.graph import HELD, Graphs, Readback, Session
+from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import Budget
@@ -233,6 +234,9 @@ def test_where_a_reference_serves_an_op_steps_are_not_captured(device, monkeypat
     expected = generate(target, draft, PROMPTS[0], max_new_tokens=20, num_nodes=16).tokens
     monkeypatch.setattr(graph, "captures_steps", lambda: False)
     monkeypatch.setattr(Graphs, "_capture", None)
+    graphs = Graphs(target.device)
+    assert not graphs.settled("key")
+    assert [graphs("key", lambda: 5) for _ in range(3)] == [5] * 3 and graphs.settled("key")
     assert generate(target, draft, PROMPTS[0], max_new_tokens=20, num_nodes=16).tokens == expected
 
 
@@ -249,7 +253,10 @@ def test_references_are_not_captured(monkeypatch):
 def test_experts_that_cannot_be_captured_are_refused(device):
     model = tiny_model(model_type="mixtral", **KINDS["mixtral"]).to(device)
     assert TransformersTarget(model).fused is not None
+    decoder = SpeculativeDecoder(model, None, None)
     model.set_experts_implementation("eager")
+    with pytest.raises(ValueError, match="model must stay as it was"):
+        decoder.generate([[1, 2]], max_new_tokens=2)
     with pytest.raises(ValueError, match="got the experts_implementation 'eager'"):
         TransformersTarget(model)
 

@@ -104,7 +104,8 @@ class FusedPass:
     def supports(decoder) -> bool:
         """Whether a kernel serves, and every layer is here, of the plain kind, and runs alone."""
         config = decoder.config
-        rotated = getattr(config, "rope_parameters", {}).get("partial_rotary_factor", 1.0)
+        rope = getattr(config, "rope_parameters", None) or {}
+        rotated = rope.get("partial_rotary_factor", 1.0)
         if config.model_type not in FUSED_TYPES or rotated != 1.0:
             return False
         kinds = {(parameter.device, parameter.dtype) for parameter in decoder.parameters()}

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .. import graph
 from ..ops._check import FLOATS
 
 # whose layers are two pre-normalised blocks, attention and MLP, with rotary angles on all of a head
@@ -13,6 +14,7 @@ MODEL_TYPES = (
 )  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 TORCH, TRANSFORMERS = "torch.nn.", "transformers."  # modules of classes and functions
+WRAPPERS = (TRANSFORMERS, "torch.", "peft.")  # whose models draw from the logits of the LM head
 
 
 def hooks_of(module) -> list:
@@ -26,10 +28,20 @@ def hooks_of(module) -> list:
     ]
 
 
+def _has_own_forward(module) -> bool:
+    """Whether `forward` is that of the module's class, also behind a hook of accelerate that does
+    no more than move what comes to the module's device, or after one was removed."""
+    own = vars(module)
+    hook, forward = own.get("_hf_hook"), own.get("forward")
+    if type(hook).__name__ == "AlignDevicesHook" and not hook.offload:
+        forward = own.get("_old_forward")
+    return forward is None or forward == type(module).forward.__get__(module)
+
+
 def as_made(module) -> bool:
     """Whether a module does what its class in torch or transformers does, and no more."""
     known = type(module).__module__.startswith((TORCH, TRANSFORMERS))
-    return known and "forward" not in vars(module) and not hooks_of(module)
+    return known and _has_own_forward(module) and not hooks_of(module)
 
 
 def is_parameter(tensor) -> bool:
@@ -67,6 +79,12 @@ def check_config(config) -> None:
         raise ValueError("model must attend to earlier tokens alone, got bidirectional attention")
 
 
+def experts_of(model) -> str | None:
+    """How a mixture of experts runs them; None of another model."""
+    config = model.config
+    return config._experts_implementation if hasattr(config, "num_experts_per_tok") else None
+
+
 def check_model(model) -> None:
     """Raise a ValueError unless a model can be a target."""
     if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
@@ -83,6 +101,16 @@ def check_model(model) -> None:
             f"model must have a plain linear layer as its LM head, got {changed}: its weight is "
             "all that is read of it, so merge adapters, and leave it out where you quantize"
         )
+    prompted = getattr(model, "peft_config", {}).values()
+    if hooks_of(model) or any(
+        getattr(adapter, "is_prompt_learning", False) for adapter in prompted
+    ):
+        raise ValueError("model must draw from its LM head's logits, got one with hooks or prompts")
+    if not type(model).forward.__module__.startswith(WRAPPERS):
+        raise ValueError(
+            f"model must draw from its LM head's logits, got a {type(model).__name__} with a "
+            "forward of its own"
+        )
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1:
         raise ValueError(f"model must be on one device, got {', '.join(devices)}")
@@ -92,8 +120,7 @@ def check_model(model) -> None:
         raise ValueError(
             f"model must have an LM head of the embedding's dtype {dtype}, got {head.weight.dtype}"
         )
-    experts = hasattr(model.config, "num_experts_per_tok") and model.config._experts_implementation
-    if experts == "eager" and head.weight.device.type == "cuda":  # it cannot be captured
+    if experts_of(model) == "eager" and devices[0].startswith("cuda") and graph.captures_steps():
         raise ValueError(
             "model must run its experts without waiting for the GPU, got the "
             "experts_implementation 'eager': load it with 'grouped_mm'"

@@ -46,13 +46,12 @@ def load_model(
         source, gguf = str(path.parent), {"gguf_file": path.name}
         dense = {"quantization_config": GgufConfig(dequantize=True)}
     wanted = f"model must be a folder, a .gguf file, a hub id or {EMBEDDED_MODEL!r}"
-    with _one_sentence(wanted, name_or_path, OSError, ValueError, SafetensorError):
-        if not gguf:
+    if Path(source, "config.json").exists():
+        with _one_sentence(wanted, name_or_path, OSError, ValueError):
             config = AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
-    if not gguf:
         check_config(config)  # before its weights are read
     with _one_sentence(wanted, name_or_path, OSError, ValueError, SafetensorError):
+        tokenizer = AutoTokenizer.from_pretrained(source, **gguf)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **gguf, **dense)
     model.config._name_or_path = str(name_or_path)
     return model.to(device), tokenizer

@@ -1,16 +1,18 @@
 """Causal language models of transformers as the loop's target.
 
-`FusedPass` runs the layers where it can read them. Otherwise - layers that were quantized or
-adapted, or no kernels - the model's own run; only their attention function is ours, through
-transformers' pluggable attention interface: it writes the keys and values into our cache and calls
-`tree_attention`.
+`FusedPass` runs the layers where it can read them. Otherwise - other kinds of layers, or some that
+were quantized, adapted or changed, or no kernels - the model's own run; only their attention
+function is ours, through transformers' pluggable attention interface: it writes the keys and values
+into our cache and calls `tree_attention`.
 """
 
 import threading
 from contextlib import contextmanager
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import AttentionInterface
 
 from .._library import ops
@@ -18,10 +20,11 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 from .fused_pass import FusedPass
-from .kinds import check_model, hooks_of
+from .kinds import check_model, experts_of, hooks_of
 
 ATTENTION = "dspark"
-_SWITCHED = threading.Lock()  # while a model, which others may share, has our attention
+# one by decoder module: held while it, which others may share, has our attention
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 class Pass(NamedTuple):
@@ -44,8 +47,9 @@ def _attention(
     """
     if dspark is None:
         raise RuntimeError(
-            "the model decodes in another thread, and its layers attend as the decoder wants "
-            "meanwhile: wait until it is done, or give the decoder a model of its own"
+            "the model was called while a decoder runs its layers, in another thread perhaps, or "
+            "its layers do not pass on what they are given: wait until the decoder is done, or "
+            "give it a model of its own"
         )
     cache, slots, ancestors, rows, met = dspark
     met.append(module.layer_idx)
@@ -87,6 +91,7 @@ class TransformersTarget:
         configs = (getattr(module, "config", None) for module in self.decoder.modules())
         # one, but for layers that were copied
         self._configs = {id(c): c for c in configs if hasattr(c, "_attn_implementation")}.values()
+        self._lock = _LOCKS.setdefault(self.decoder, threading.RLock())
         self._parts = self._read_parts()
 
     @property
@@ -115,6 +120,7 @@ class TransformersTarget:
             (module, hooks_of(module), vars(module).get("forward"))
             for module in self.model.modules()
         ]
+        modules.append(experts_of(self.model))
         return [*modules, *(parameter.data_ptr() for parameter in self.model.parameters())]
 
     def check_unchanged(self) -> None:
@@ -157,7 +163,7 @@ class TransformersTarget:
             tokens, positions = pack(tokens, packing)[None], pack(positions, packing)[None]
             slots = tuple(pack(part, packing)[None] for part in slots)
         met = []
-        with _our_attention(self._configs):
+        with self._lock, _our_attention(self._configs):
             out = self.decoder(
                 input_ids=tokens,
                 position_ids=positions,
@@ -180,12 +186,11 @@ class TransformersTarget:
 @contextmanager
 def _our_attention(configs):
     """Use our attention function within the block; outside it the model works as before."""
-    with _SWITCHED:
-        before = [config._attn_implementation for config in configs]
-        for config in configs:
-            config._attn_implementation = ATTENTION
-        try:
-            yield
-        finally:
-            for config, implementation in zip(configs, before, strict=True):
-                config._attn_implementation = implementation
+    before = [config._attn_implementation for config in configs]
+    for config in configs:
+        config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
