@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -12,7 +12,9 @@ from rich.console import Console
 
 from . import __version__
 from .arguments import MAX_NODES, file_name, number_of_nodes, whole
+from .checks import number
 from .integrations import EMBEDDED_MODEL
+from .sampling import Sampling
 
 EXAMPLE_PROMPT = (
     "Write a Python function that returns the first n prime numbers, explain each step, and show "
@@ -226,6 +228,9 @@ def _generate(arguments) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ValueError("prompt must be text in UTF-8, got other bytes")
+    draws = (getattr(arguments, field.name) for field in fields(Sampling))
+    Sampling(*draws).tensors(1, torch.device("cpu"))  # what is wrong is said before a model loads
+    number("min_score", arguments.min_score, 0, 1)
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
     options = {

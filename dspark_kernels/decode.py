@@ -243,10 +243,11 @@ def generate(
         num_nodes = Scheduler((nodes("num_nodes", num_nodes),))
     target.check_unchanged()
     session = session or Session()
+    on_tokens = _outside(on_tokens, target.device)
     with session.alone(), on_device(target.device), _plain_arithmetic(target.device):
         scheduler = num_nodes if isinstance(num_nodes, Scheduler) else num_nodes()
         scheduler.begin(len(prompts))
-        results = Results([len(p) for p in prompts], max_new_tokens, stop, _outside(on_tokens))
+        results = Results([len(p) for p in prompts], max_new_tokens, stop, on_tokens)
         clock = Clock(target.device)
         with clock("prefill"):
             room = scheduler.max_nodes + max_depth(draft) + 1
@@ -265,13 +266,18 @@ def _plain_arithmetic(device: torch.device):
         yield
 
 
-def _outside(on_tokens):
-    """A user's function, called as if `generate` were not around it."""
+def _outside(on_tokens, device: torch.device):
+    """A user's function, called as if `generate` were not around it; made outside of it."""
     if on_tokens is None:
         return None
+    autocast = {
+        "enabled": torch.is_autocast_enabled(device.type),
+        "dtype": torch.get_autocast_dtype(device.type),
+    }
 
     def call(request: int, tokens: list[int]) -> None:
-        with torch.inference_mode(False), values_on_trust(False):
+        as_before = torch.inference_mode(False), torch.autocast(device.type, **autocast)
+        with as_before[0], as_before[1], values_on_trust(False):
             on_tokens(request, tokens)
 
     return call

@@ -112,7 +112,9 @@ def test_env(capsys):
         (["--draft", "auto"], "none is shipped for"),
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
         (["--device", "moon"], "device must be one that torch has here"),
-        (["--temperature", "-1"], "temperature must be a number >= 0, got -1.0"),
+        # options are looked at before a model is
+        (["--model", "no/such", "--temperature", "-1"], "temperature must be a number >= 0, got"),
+        (["--model", "no/such", "--min-score", "3"], "min_score must be a number from 0 to 1, got"),
         (["   "], "prompt must hold some text"),
         (["\udcff"], "prompt must be text in UTF-8, got other bytes"),
     ],

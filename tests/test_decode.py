@@ -183,6 +183,17 @@ def test_requests_that_finish_early_leave_the_others_alone(decoder, options, num
         assert out.tokens == [until_stop(tokens, {stop}) for tokens in free]
 
 
+def test_on_tokens_is_called_as_if_generate_were_not_around_it(decoder):
+    expected, seen = decoder.generate(PROMPTS, max_new_tokens=8).tokens, set()
+
+    def look(request, tokens):
+        seen.add((torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decoder.generate(PROMPTS, max_new_tokens=8, on_tokens=look).tokens == expected
+    assert seen == {(True, False)}
+
+
 def test_streaming_and_statistics_agree_with_the_result(decoder):
     seen = [[] for _ in PROMPTS]
     out = decoder.generate(
