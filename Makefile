@@ -7,8 +7,8 @@ TRITON_OPS := draft_blocks fused_linear linear_topk merge_topk rotary_append sam
 TRITON_TESTS := $(call test_of,$(TRITON_OPS))
 TREE_TESTS := $(call test_of,accept_tree advance_step best_slots chain_reject context_lookup glm_tree typical_accept)
 PROMPTS ?=  # of the package unless a file is given
-SCHEDULE := $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
-DECODE := --dtype bfloat16 $(SCHEDULE)
+MEASURED := $(addprefix --prompts ,$(PROMPTS)) --csv benchmarks/results
+DECODE := --dtype bfloat16 $(MEASURED)
 BATCHES := --limit 8 --batch-size 4 8 --max-new-tokens 64 --name decode_batches
 # 144,000 draws, minutes of the references; the native ops make them
 TOO_LONG := tests/test_decode.py::test_sampled_text_has_the_distribution_of_the_target
@@ -49,8 +49,8 @@ bench: $(VENV)/built
 	$(BIN)/python -m benchmarks --csv benchmarks/results
 	$(BIN)/python -m benchmarks.decode $(DECODE) --limit 5
 	$(BIN)/python -m benchmarks.decode $(DECODE) $(BATCHES) --methods ours plain generate lookahead:5,4,5 medusa
-	$(BIN)/python -m benchmarks.schedule $(SCHEDULE) --limit 3 --rounds 2
-	$(BIN)/python -m benchmarks.schedule $(SCHEDULE) --batch-size 8 --limit 8
+	$(BIN)/python -m benchmarks.schedule $(MEASURED) --limit 3 --rounds 2
+	$(BIN)/python -m benchmarks.schedule $(MEASURED) --batch-size 8 --limit 8
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.readme
 

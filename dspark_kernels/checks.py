@@ -31,6 +31,11 @@ def number(name: str, value, low: float, high: float | None = None) -> float:
     return float(value)
 
 
+def share(name: str, value) -> float:
+    """`value` as a float, if it is a number from 0 to 1."""
+    return number(name, value, 0, 1)
+
+
 def plain(values):
     """Lists and numbers in the place of arrays and tensors."""
     return values.tolist() if hasattr(values, "tolist") else values

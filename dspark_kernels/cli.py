@@ -12,7 +12,7 @@ from rich.console import Console
 
 from . import __version__
 from .arguments import MAX_NODES, file_name, number_of_nodes, whole
-from .checks import number
+from .checks import share
 from .integrations import EMBEDDED_MODEL
 from .sampling import Sampling
 
@@ -230,7 +230,7 @@ def _generate(arguments) -> int:
         raise ValueError("prompt must be text in UTF-8, got other bytes")
     draws = (getattr(arguments, field.name) for field in fields(Sampling))
     Sampling(*draws).tensors(1, torch.device("cpu"))  # what is wrong is said before a model loads
-    number("min_score", arguments.min_score, 0, 1)
+    share("min_score", arguments.min_score)
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
     options = {

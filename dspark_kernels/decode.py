@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .checks import integer, nodes, number, prompts_of, token_ids
+from .checks import integer, nodes, prompts_of, share, token_ids
 from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, survivors, unpack
@@ -232,7 +232,7 @@ def generate(
     """
     max_new_tokens = integer("max_new_tokens", max_new_tokens, 1)
     sync_every = integer("sync_every", sync_every, 1)
-    min_score = number("min_score", min_score, 0, 1)
+    min_score = share("min_score", min_score)
     prompts = prompts_of(target, prompts, max_new_tokens)
     stop = sorted(set(token_ids("stop", stop, 2**63)))
     if on_tokens is not None and not callable(on_tokens):

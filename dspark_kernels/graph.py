@@ -23,6 +23,13 @@ def on_device(device: torch.device):
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def wait(device: torch.device) -> None:
+    """Wait for what the current stream of a GPU was given; to wait for the whole GPU would break
+    the capture of another thread."""
+    if device.type == "cuda":
+        torch.cuda.current_stream().synchronize()
+
+
 def captures_steps() -> bool:
     """Whether kernels serve all ops on a GPU. The references of some read values on the host."""
     return all(backend_of(op, "cuda")[0] in ("native", "triton") for op in SCHEMAS)

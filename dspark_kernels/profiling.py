@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .cost import CostTable, table_key, table_path
 from .decode import max_depth, propose, verify
-from .graph import Graphs, on_device
+from .graph import Graphs, on_device, wait
 from .ops import values_on_trust
 from .sampling import Sampling
 from .scheduler import SIZES
@@ -119,12 +119,10 @@ def _profile(target, draft) -> CostTable:
 
 
 def _seconds(function, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.current_stream().synchronize()
+    wait(device)
     start = time.perf_counter()
     function()
-    if device.type == "cuda":
-        torch.cuda.current_stream().synchronize()
+    wait(device)
     return time.perf_counter() - start
 
 

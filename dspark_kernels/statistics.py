@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .graph import wait
+
 PHASES = ("prefill", "draft", "gate", "verify", "draw", "accept", "host")
 
 
@@ -18,7 +20,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device):
-        self.cuda = device.type == "cuda"
+        self.device, self.cuda = device, device.type == "cuda"
         self.spans: dict[str, list] = {phase: [] for phase in PHASES}
 
     def _mark(self):
@@ -37,7 +39,7 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Seconds spent in each phase so far."""
         if self.cuda:
-            torch.cuda.current_stream().synchronize()
+            wait(self.device)
             return {
                 phase: sum(start.elapsed_time(end) for start, end in spans) / 1e3
                 for phase, spans in self.spans.items()

@@ -102,6 +102,9 @@ def test_env(capsys):
     assert "linear_topk" in capsys.readouterr().out
 
 
+NO_MODEL = "--model", "no/such"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -113,8 +116,8 @@ def test_env(capsys):
         (["--max-new-tokens", "1000"], "context of 256 tokens"),
         (["--device", "moon"], "device must be one that torch has here"),
         # options are looked at before a model is
-        (["--model", "no/such", "--temperature", "-1"], "temperature must be a number >= 0, got"),
-        (["--model", "no/such", "--min-score", "3"], "min_score must be a number from 0 to 1, got"),
+        ([*NO_MODEL, "--temperature", "-1"], "temperature must be a number >= 0, got -1.0"),
+        ([*NO_MODEL, "--min-score", "3"], "min_score must be a number from 0 to 1, got 3.0"),
         (["   "], "prompt must hold some text"),
         (["\udcff"], "prompt must be text in UTF-8, got other bytes"),
     ],

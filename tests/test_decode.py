@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from chi_square import chi_square
-from tiny import tiny_draft, tiny_model
+from tiny import PROMPTS, tiny_draft, tiny_model
 
 from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import _Loop, generate, max_depth, prefill, step
@@ -17,7 +17,6 @@ from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
 from dspark_kernels.statistics import Clock, Results, no_clock, until_stop
 
-PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 SAMPLINGS = {
     "greedy": {},
     "temperature": {"temperature": 0.8, "seed": [5, 6, 7, -8]},

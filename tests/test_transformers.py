@@ -6,15 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-from tiny import KINDS, tiny_draft, tiny_model, tiny_tokenizer
+from tiny import KINDS, PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaRMSNorm
 
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.kinds import FUSED_TYPES, MODEL_TYPES
 from dspark_kernels.integrations.loading import load_draft, load_model
 from dspark_kernels.integrations.transformers import ATTENTION
-
-PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 
 
 def theirs(model, count):

@@ -10,6 +10,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "eos_token_id": None,
     "bos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
+PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 WINDOW, EXPERTS = {"sliding_window": 6}, {"num_experts": 5, "num_experts_per_tok": 2}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], **WINDOW}
 KINDS = {  # of models, and options which bring out what is special about them

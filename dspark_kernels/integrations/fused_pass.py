@@ -31,10 +31,10 @@ def _attention_parts(layer):
 
 
 def _mlp_parts(layer):
-    """The linear layers of a gated MLP: gate, up; down. None of a mixture of experts."""
+    """The linear layers of a gated MLP: gate, up; down. Nothing of a mixture of experts."""
     mlp = layer.mlp
     if not hasattr(mlp, "down_proj"):
-        return None
+        return ()
     return _parts(mlp, "gate_up_proj", "gate_proj", "up_proj"), [mlp.down_proj]
 
 
@@ -48,10 +48,10 @@ class FusedLayer:
     """One decoder layer: attention block and gated MLP, or a mixture of experts as it is."""
 
     def __init__(self, layer):
-        attention, self.experts = layer.self_attn, layer.mlp
+        attention, parts = layer.self_attn, _mlp_parts(layer)
         self.qkv, self.out = map(_weights, _attention_parts(layer))
-        if (parts := _mlp_parts(layer)) is not None:
-            self.experts = None
+        self.experts = None if parts else layer.mlp
+        if parts:
             (gate_up, biases), self.down = map(_weights, parts)
             if len(gate_up) == 1:
                 gate_up = gate_up[0].detach().chunk(2)
@@ -119,7 +119,7 @@ class FusedPass:
         return all(
             is_linear(linear)
             for layer in decoder.layers
-            for part in (*_attention_parts(layer), *(_mlp_parts(layer) or ()))
+            for part in (*_attention_parts(layer), *_mlp_parts(layer))
             for linear in part
         )
 

@@ -115,13 +115,14 @@ class TransformersTarget:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def _read_parts(self) -> list:
-        """The model's modules and their hooks, and where its parameters lie."""
+        """The model's modules with what was put in place of their own, how it runs experts, and
+        where its parameters lie."""
         modules = [
             (module, hooks_of(module), vars(module).get("forward"))
             for module in self.model.modules()
         ]
-        modules.append(experts_of(self.model))
-        return [*modules, *(parameter.data_ptr() for parameter in self.model.parameters())]
+        places = (parameter.data_ptr() for parameter in self.model.parameters())
+        return [*modules, experts_of(self.model), *places]
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if the model is not what it was when it was given: what was read from
