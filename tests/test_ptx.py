@@ -118,6 +118,19 @@ def test_rounding(code, dtype):
     assert same(result.float(), values.to(dtype).float())
 
 
+@pytest.mark.parametrize("by", [0, 5, 31, 37])
+@pytest.mark.parametrize("side", ["l", "r"])
+def test_funnel_shift(side, by):
+    """Of 64 bits, of which the words here are the upper half: 37 is 5 once more."""
+    low, high = 0xF1234567, torch.tensor([0, 1, 0x80000001 - 2**32, 0x7654321F], dtype=torch.int32)
+    code = f"mov.u32 %r4, {low}; shf.{side}.wrap.b32 %r3, %r4, %r2, {by};"
+    shifted = converted(code, high, torch.int32).tolist()
+    for word, result in zip(high.tolist(), shifted, strict=True):
+        whole = word % 2**32 << 32 | low
+        expected = whole << by % 32 >> 32 if side == "l" else whole >> by % 32
+        assert result % 2**32 == expected % 2**32
+
+
 def test_matrix_product():
     """Of ldmatrix, one of them transposed, and mma: rows of 16 numbers times columns."""
     g = torch.Generator().manual_seed(0)

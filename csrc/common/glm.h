@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "common/glm_layout.h"
+#include "common/score_counts.h"
 
 namespace dspark {
 
@@ -44,6 +45,7 @@ DSPARK_HOST_DEVICE GlmInputs<T> stage_inputs(G& g, const GlmShape& shape, GlmInp
   stage(in.logsumexp, shape.heads);
   stage(in.calibration, 2 * shape.heads);
   stage(in.gate, shape.heads * 2 * shape.rank);
+  stage(in.depth_scale, shape.heads * shape.rank);
   return in;
 }
 
@@ -91,7 +93,7 @@ DSPARK_HOST_DEVICE void gather_rows(G& g, const GlmShape& shape, int count, cons
 // states[f] of `count` nodes from those above: tokens [count], and parent_row: which of these.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                      int level, const int64_t* tokens, const int* parent_row,
+                                      int level, const int64_t* tokens, const uint8_t* parent_row,
                                       int count, float* states, const GlmWorkspace& work) {
   using V = typename G::Vector;
   const int rank = shape.rank, pitch = padded(rank);
@@ -125,7 +127,7 @@ DSPARK_HOST_DEVICE void update_states(G& g, const GlmShape& shape, const GlmInpu
 template <class G, typename T>
 DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInputs<T>& in, int level,
                                      const float* keys, float tail, const float* node_scores,
-                                     int count, float* scores) {
+                                     int count, float* scores, ScoreCounts& counts) {
   using V = typename G::Vector;
   auto team = g.team();
   constexpr int kVectors = kMaxCandidates / (G::kLeastTeam * G::kWidth);  // of a member
@@ -161,7 +163,12 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
       const V x = (z[i] - log_total) * slope + shift;
       V q = G::select(x > G::splat(-87.0f), G::exp(x), zero);
       q = G::select(x < zero, q, G::select(x > lowest, one, zero));
-      G::store(row + i * step, q * G::splat(node_scores[f]));
+      q = q * G::splat(node_scores[f]);
+      G::store(row + i * step, q);
+      if constexpr (kCountScores<G>) {
+        DSPARK_UNROLL
+        for (const float score : q.lane) count_score(g, score, 1, counts);
+      }
     }
   }
   g.sync();
@@ -191,17 +198,15 @@ DSPARK_HOST_DEVICE void prefetch_rows(G& g, const GlmShape& shape, const GlmInpu
   }
 }
 
-// The candidates' keys and tails of all levels, and the scales of a matrix unit.
+// The candidates' keys and tails of all levels.
 template <class G, typename T>
 DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInputs<T>& in,
                                        const GlmWorkspace& work) {
   using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
-  for (int k = g.lane(); shape.matrix_unit && k < shape.heads * shape.rank; k += g.size()) {
-    work.scales[k] = in.depth_scale[k];
-  }
   auto team = g.team();
-  for (int level = team.index(); level < shape.heads; level += team.count()) {
+  // the last members have the least to do
+  for (int level = team.count() - 1 - team.index(); level < shape.heads; level += team.count()) {
     const int64_t* ids = in.ids + level * shape.candidates;
     const float* from = in.keys + level * shape.candidates;
     float* const keys = work.keys + level * pitch;
@@ -270,11 +275,13 @@ DSPARK_HOST_DEVICE void copy_levels(G& g, const GlmShape& shape, const GlmInputs
   copy_rows(g, shape, shape.levels * pitch, row_out, reinterpret_cast<T*>(work.rows_out));
 }
 
-// The states of the nodes of a level, and the products of work.scores, by a matrix unit.
-template <class G, typename T>
+// The states of the nodes of a level, and the products of work.scores, by a matrix unit. Calls
+// meanwhile() where some members have nothing else to do.
+template <class G, typename T, class Meanwhile>
 DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                         int level, const int* source, const int* parent_row,
-                                         int count, const GlmWorkspace& work) {
+                                         int level, const uint8_t* source,
+                                         const uint8_t* parent_row, int count,
+                                         const GlmWorkspace& work, const Meanwhile& meanwhile) {
   using V = typename G::Vector;
   const int rank = shape.rank, pitch = rank + kRawPad, candidates = padded(shape.candidates);
   const bool all = shape.levels > 1;
@@ -295,41 +302,49 @@ DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmI
       count, rank, [&](int f) { return rows_in + source[f] * pitch; },
       shape.own_mix ? reinterpret_cast<const T*>(work.mix) : in.mix, shape.own_mix ? pitch : rank,
       [&](int f, int k, const T* x, V sums) {
-        const V ab = G::sigmoid(sums + V{gate[k], gate[k + 1], gate[rank + k], gate[rank + k + 1]});
-        const float* parent = above + parent_row[f] * pitch + k;
-        const float one = level > 0 ? parent[0] : 0.0f, other = level > 0 ? parent[1] : 0.0f;
-        return V{ab.lane[0] * one + ab.lane[2] * G::to_float(x[k]),
-                 ab.lane[1] * other + ab.lane[3] * G::to_float(x[k + 1])};
+        const Two<float> a = load_two(gate + k), b = load_two(gate + rank + k);
+        const V ab = G::sigmoid(sums + V{a.of[0], a.of[1], b.of[0], b.of[1]});
+        const Two<T> own = load_two(x + k);
+        Two<float> parent{};
+        if (level > 0) parent = load_two(above + parent_row[f] * pitch + k);
+        return V{ab.lane[0] * parent.of[0] + ab.lane[2] * G::to_float(own.of[0]),
+                 ab.lane[1] * parent.of[1] + ab.lane[3] * G::to_float(own.of[1])};
       },
       [&](int f, int k, V state) {
-        states[f * pitch + k] = state.lane[0], states[f * pitch + k + 1] = state.lane[1];
+        store_two(states + f * pitch + k, {state.lane[0], state.lane[1]});
       });
-  g.scaled_product(count, rank, candidates, states, pitch, work.scales + level * rank,
+  meanwhile();
+  g.scaled_product(count, rank, candidates, states, pitch, in.depth_scale + level * rank,
                    1.0f / in.temperature, rows_out, pitch, work.scores);
   const int next = level + 1;  // whose rows may come in the place of those that are done with
   if (!all && next < shape.heads) copy_levels(g, shape, in, next, work);
 }
 
-// work.scores[f][c] for the children of the nodes f of a level, first <= f < first + count; all
-// nodes at once for a matrix unit. source: of each node, its token's place among those which may be
-// nodes there.
-template <class G, typename T>
+// work.scores[f][c] = node_scores[f] · q(c | f) for the children of the nodes f of a level, first
+// <= f < first + count; all nodes at once for a matrix unit. source: of each node, its token's
+// place among those which may be nodes there. Calls meanwhile() once, before the last of several
+// syncs.
+template <class G, typename T, class Meanwhile>
 DSPARK_HOST_DEVICE void score_children(G& g, const GlmShape& shape, const GlmInputs<T>& in,
-                                       int level, const int64_t* tokens, const int* source,
-                                       const int* parent_row, const float* node_scores, int first,
-                                       int count, const GlmWorkspace& work) {
+                                       int level, const int64_t* tokens, const uint8_t* source,
+                                       const uint8_t* parent_row, const float* node_scores,
+                                       int first, int count, const GlmWorkspace& work,
+                                       ScoreCounts& counts, const Meanwhile& meanwhile) {
   const int pitch = padded(shape.candidates);
   float* const scores = work.scores + first * pitch;
   if constexpr (G::template kMatrixUnit<T>) {
-    if (shape.matrix_unit) multiply_on_unit(g, shape, in, level, source, parent_row, count, work);
+    if (shape.matrix_unit) {
+      multiply_on_unit(g, shape, in, level, source, parent_row, count, work, meanwhile);
+    }
   }
   if (!shape.matrix_unit) {
     float* const states = work.states(level) + first * work.state_pitch;
     update_states(g, shape, in, level, tokens + first, parent_row + first, count, states, work);
+    meanwhile();
     product(g, count, shape.rank, pitch, states, work.state_pitch, work.rows_out, scores);
   }
   softmax_rows(g, shape, in, level, work.keys + level * pitch, work.tails[level],
-               node_scores + first, count, scores);
+               node_scores + first, count, scores, counts);
 }
 
 }  // namespace dspark

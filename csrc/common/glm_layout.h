@@ -49,7 +49,6 @@ DSPARK_FORCE_INLINE constexpr int larger(int a, int b) { return a > b ? a : b; }
 struct GlmLayout {
   int mix;        // [Rp][2 Rp], transposed; the columns of b start at Rp; for a matrix unit [2R][R]
   int rows_out;   // [Rp][Cp] of the candidates, transposed and scaled; for a matrix unit [L][Cp][R]
-  int scales;     // [H][R] for such rows
   int rows_in;    // [F][Rp] of table_in; for a matrix unit [T][R]
   int gates;      // [F][2 Rp]; none for a matrix unit
   int even, odd;  // [F][state_pitch] states of this level and of the one above
@@ -76,14 +75,12 @@ struct GlmLayout {
     mix = 0;
     if (s.matrix_unit) {
       rows_out = mix + (s.own_mix ? s.rank * raw_pitch : 0);
-      scales = rows_out + s.levels * candidates * raw_pitch / 2;
-      rows_in = scales + padded(s.heads * s.rank);
+      rows_in = rows_out + s.levels * candidates * raw_pitch / 2;
       gates = rows_in + padded(tokens * raw_pitch / 2);
       even = gates;
     } else {
       rows_out = mix + 2 * rank * rank;
-      scales = rows_out + candidates * rank;
-      rows_in = scales;
+      rows_in = rows_out + candidates * rank;
       gates = rows_in + nodes * rank;
       even = gates + nodes * 2 * rank;
     }
@@ -93,20 +90,21 @@ struct GlmLayout {
     scores = tails + padded(s.heads);
     inputs = scores + children;
     end = inputs + padded(2 * of_heads) + padded(of_heads) + padded(2 * of_paths) +
-          padded(of_paths) + padded(s.heads) + padded(2 * s.heads) + padded(s.heads * 2 * s.rank);
+          padded(of_paths) + padded(s.heads) + padded(2 * s.heads) + padded(s.heads * 2 * s.rank) +
+          padded(s.heads * s.rank);
   }
   DSPARK_FORCE_INLINE constexpr int64_t bytes() const { return int64_t{4} * end; }
 };
 
 // The same as addresses.
 struct GlmWorkspace {
-  float *mix, *rows_out, *scales, *rows_in, *gates, *even, *odd, *keys, *tails, *scores, *inputs;
+  float *mix, *rows_out, *rows_in, *gates, *even, *odd, *keys, *tails, *scores, *inputs;
   int state_pitch;
   uint32_t inverse_candidates, inverse_tokens;
 
   DSPARK_FORCE_INLINE GlmWorkspace(const GlmLayout& at, char* memory) {
     float* const start = reinterpret_cast<float*>(memory);
-    mix = start + at.mix, rows_out = start + at.rows_out, scales = start + at.scales;
+    mix = start + at.mix, rows_out = start + at.rows_out;
     rows_in = start + at.rows_in, gates = start + at.gates;
     even = start + at.even, odd = start + at.odd, keys = start + at.keys;
     tails = start + at.tails, scores = start + at.scores;

@@ -9,7 +9,8 @@
 //   void lower(int* slot, int n) atomic; *slot becomes n if that is less
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself;
-//                                with a matrix unit also of(i, value), what its lane i holds
+//                                with a matrix unit also of(i, value), what its lane i holds, and
+//                                with whole levels (kExpand) scan(n), the sum over lanes before
 //   uint32_t float_bits(float)
 //
 // All members call the collectives (sync, min, max, scan) together. Variables are a member's own;
@@ -85,6 +86,19 @@ DSPARK_FORCE_INLINE int count_bits(uint32_t bits) {
 }
 
 DSPARK_FORCE_INLINE int lowest_bit(uint32_t bits) { return count_bits(~bits & (bits - 1)); }
+
+// Two numbers at once.
+template <typename T>
+struct alignas(2 * sizeof(T)) Two {
+  T of[2];
+};
+template <typename T>
+DSPARK_FORCE_INLINE Two<T> load_two(const T* from) {
+  return *reinterpret_cast<const Two<T>*>(from);
+}
+DSPARK_FORCE_INLINE void store_two(float* to, Two<float> value) {
+  *reinterpret_cast<Two<float>*>(to) = value;
+}
 
 // The first `left` of kWidth numbers, zeros for the others.
 template <class G, typename T>

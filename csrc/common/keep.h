@@ -9,43 +9,82 @@
 
 namespace dspark {
 
+constexpr uint64_t kNoEnd = ~uint64_t{0};  // above all keys
+
+// How far apart the children are of which a member looks at kWidth at once: the best ones are
+// neighbours, and are listed by many members where there are such.
+template <class G>
+DSPARK_FORCE_INLINE int stride_of(const G& g) {
+  return kCountScores<G> ? g.size() : 1;
+}
+
 // Calls visit(first, bits) for the children that may be among the N best, of scores[0 .. end - 1]:
-// a bit for each of first .. first + kWidth - 1.
+// a bit for each of kWidth, from `first` on and stride_of(g) apart.
 template <class G, class Visit>
-DSPARK_HOST_DEVICE void visit_children(G& g, const GlmShape& shape, int kept, int end,
-                                       const float* scores, const TreeScratch& s,
-                                       const Visit& visit) {
+DSPARK_HOST_DEVICE void visit_children(G& g, const GlmShape& shape, float bar, int end,
+                                       const float* scores, const Visit& visit) {
   using V = typename G::Vector;
-  // with N nodes kept, a child must be above the lowest of them: on a tie the lower depth wins
-  const V bar = G::splat(kept < shape.nodes ? 0.0f : s.lowest), least = G::splat(shape.min_score);
-  for (int first = g.lane() * G::kWidth; first < end; first += g.size() * G::kWidth) {
-    const V score = first + G::kWidth <= end ? G::load_own(scores + first)
-                                             : G::load_first(scores + first, end - first);
-    const uint32_t bits = G::bits(score > bar) & ~G::bits(score < least);
+  const V lowest = G::splat(bar), least = G::splat(shape.min_score);
+  const int stride = stride_of(g), own = g.lane() * (stride == 1 ? G::kWidth : 1);
+  for (int first = own; first < end; first += g.size() * G::kWidth) {
+    V score;
+    if constexpr (kCountScores<G>) {
+      DSPARK_UNROLL
+      for (int i = 0; i < G::kWidth; ++i) {
+        const int child = first + i * stride;
+        score.lane[i] = child < end ? scores[child] : 0.0f;
+      }
+    } else {
+      score = first + G::kWidth <= end ? G::load_own(scores + first)
+                                       : G::load_first(scores + first, end - first);
+    }
+    const uint32_t bits = G::bits(score > lowest) & ~G::bits(score < least);
     if (bits != 0) visit(first, bits);
   }
 }
 
-// Lists in s.key the nodes and, from kMaxNodes on, the children that may be among the N best and
-// few others; returns how many children. Before it s.listed is 0.
+// What is to be chosen from: nodes 0 .. kept - 1, and the children of scores[0 .. end - 1] above
+// the bar.
+template <class Children>
+struct Choice {
+  const Children& children;
+  int kept, end;
+  const float* scores;
+  float bar;
+};
+
 template <class G, class Children>
-DSPARK_HOST_DEVICE int list_keys(G& g, const GlmShape& shape, const Children& children, int kept,
-                                 int end, const float* scores, TreeScratch& s) {
-  const int room = shape.nodes + kFew;
-  uint64_t* const list = s.key + kMaxNodes;
-  const auto key = [&](int child) {
-    return key_of<G>(scores[child], child_rest<G>(children, s, child));
-  };
-  for (int i = g.lane(); i < kept; i += g.size()) s.key[i] = key_of<G>(s.score[i], i);
-  visit_children(g, shape, kept, end, scores, s, [&](int first, uint32_t bits) {
+DSPARK_FORCE_INLINE uint64_t child_key(const Choice<Children>& from, const TreeScratch& s,
+                                       int child) {
+  return key_of<G>(from.scores[child], child_rest<G>(from.children, s, child));
+}
+
+// Lists the keys of all children behind kRoom in s.key, as far as there is room. Before it s.listed
+// is 0, after it and a sync how many they are.
+template <class G, class Children>
+DSPARK_HOST_DEVICE void list_children(G& g, const GlmShape& shape, const Choice<Children>& from,
+                                      TreeScratch& s) {
+  uint64_t* const list = s.key + kRoom;
+  visit_children(g, shape, from.bar, from.end, from.scores, [&](int first, uint32_t bits) {
     int place = g.add(&s.listed, count_bits(bits));
-    for (; bits != 0 && place < room; bits &= bits - 1) {
-      list[place++] = key(first + lowest_bit(bits));
+    for (; bits != 0 && place < shape.nodes + kFew; bits &= bits - 1) {
+      list[place++] = child_key<G>(from, s, first + lowest_bit(bits) * stride_of(g));
     }
   });
-  g.sync();
-  if (s.listed <= room) return s.listed;
-  // too many: the first digits of the key at which the N best end
+}
+
+// Where too many were listed: lists the children with the first digits of the N best, few others,
+// and returns a key that all of these are below.
+template <class G, class Children>
+DSPARK_HOST_DEVICE uint64_t list_first_digits(G& g, const GlmShape& shape,
+                                              const Choice<Children>& from, TreeScratch& s) {
+  const auto visit_keys = [&](const auto& visit) {
+    visit_children(g, shape, from.bar, from.end, from.scores, [&](int first, uint32_t bits) {
+      for (; bits != 0; bits &= bits - 1) {
+        visit(child_key<G>(from, s, first + lowest_bit(bits) * stride_of(g)));
+      }
+    });
+  };
   uint64_t digits = 0;
   int place = 0, better = 0;
   for (;; ++place) {  // the keys are distinct: with all digits there is one in a bin
@@ -55,89 +94,21 @@ DSPARK_HOST_DEVICE int list_keys(G& g, const GlmShape& shape, const Children& ch
       if (one >> digit_shift(place) >> kDigitBits != digits) return;
       g.add(&s.select.histogram[digit_of(one, place)], 1);
     };
-    visit_children(g, shape, kept, end, scores, s, [&](int first, uint32_t bits) {
-      for (; bits != 0; bits &= bits - 1) count(key(first + lowest_bit(bits)));
-    });
-    for (int i = g.lane(); i < kept; i += g.size()) count(s.key[i]);
+    visit_keys(count);
+    for (int i = g.lane(); i < from.kept; i += g.size()) count(key_of<G>(s.score[i], i));
     g.sync();
     find_bin(g, shape.nodes - better, s.select);
     digits = digits << kDigitBits | static_cast<uint64_t>(s.select.bin);
     better += s.select.before;
-    if (better + s.select.inside <= room) break;
+    if (better + s.select.inside <= shape.nodes + kFew) break;
   }
   const uint64_t end_key = (digits + 1) << digit_shift(place);
   if (g.lane() == 0) s.listed = 0;
   g.sync();
-  visit_children(g, shape, kept, end, scores, s, [&](int first, uint32_t bits) {
-    for (; bits != 0; bits &= bits - 1) {
-      const uint64_t one = key(first + lowest_bit(bits));
-      if (one < end_key) list[g.add(&s.listed, 1)] = one;
-    }
+  visit_keys([&](uint64_t one) {
+    if (one < end_key) s.key[kRoom + g.add(&s.listed, 1)] = one;
   });
-  g.sync();
-  return s.listed;
-}
-
-// Of the nodes and the listed children, takes the N best: marks nodes in s.taken, and puts the
-// children's keys into s.order.
-template <class G>
-DSPARK_HOST_DEVICE void take_best(G& g, int nodes, int kept, int listed, TreeScratch& s) {
-  const auto mark = [&](int node) {
-    g.add(&s.taken[node / 32], static_cast<int>(1u << node % 32));
-  };
-  const uint64_t* list = s.key + kMaxNodes;
-  if (g.size() == 1) {
-    const int count = kept + listed;
-    for (int i = 0; i < listed; ++i) s.key[kept + i] = list[i];
-    const uint64_t last = value_at(g, s.key, count, (count < nodes ? count : nodes) - 1);
-    s.lowest = score_of<G>(last);
-    int children = 0;
-    for (int i = 0; i < count; ++i) {
-      const uint64_t key = s.key[i];
-      if (key > last) continue;
-      if (key & kChild) {
-        s.order[children++] = key;
-      } else {
-        mark(static_cast<int>(key & kRest));
-      }
-    }
-    insertion_sort(g, s.order, children);
-    return;
-  }
-  constexpr int kPair = 2;  // keys side by side
-  auto team = g.team();
-  for (int i = team.index() * kPair; i < kept + listed; i += team.count() * kPair) {
-    uint64_t key[kPair];
-    int before[kPair] = {}, children[kPair] = {};  // nodes, and children, that come before it
-    DSPARK_UNROLL
-    for (int n = 0; n < kPair; ++n) {
-      const int child = i + n < kept + listed ? i + n - kept : 0;
-      key[n] = i + n < kept ? s.key[i + n] : list[child];
-    }
-    const auto compare = [&](const uint64_t* with, int count, int (&sum)[kPair]) {
-      DSPARK_SIDE_BY_SIDE(4)
-      for (int j = team.lane(); j < count; j += team.size()) {
-        const uint64_t other = with[j];
-        DSPARK_UNROLL
-        for (int n = 0; n < kPair; ++n) sum[n] += other < key[n];
-      }
-    };
-    compare(s.key, kept, before);
-    compare(list, listed, children);
-    DSPARK_UNROLL
-    for (int n = 0; n < kPair; ++n) {
-      const int sums = team.sum(before[n] << 16 | children[n]), earlier = sums & 0xFFFF;
-      const int place = (sums >> 16) + earlier;
-      if (team.lane() != n || place >= nodes || i + n >= kept + listed) continue;
-      if (i + n < kept) {
-        mark(i + n);
-      } else {
-        s.order[earlier] = key[n];
-      }
-      if (place == nodes - 1) s.lowest = score_of<G>(key[n]);
-    }
-  }
-  g.sync();
+  return end_key;
 }
 
 // Where a node that was taken goes when the others are dropped; of `kept`, how many were.
@@ -169,23 +140,101 @@ DSPARK_HOST_DEVICE void drop_nodes(G& g, int kept, TreeScratch& s) {
   }
 }
 
+// What stays of the nodes kept so far, and of their children. Nodes move only if some were dropped.
 struct Stay {
   int nodes, children;
+  bool dropped;
+
+  DSPARK_FORCE_INLINE int place(const TreeScratch& s, int node) const {
+    return dropped ? place_of(s, node) : node;
+  }
 };
 
-// Keeps the N best of `kept` nodes and the children of scores[0 .. end - 1]. Returns how many of
-// both stay: place_of says where nodes do, and s.order holds the keys of the children. Without a
-// sync at the end.
-template <class G, class Children>
+// For a single member: marks in s.taken which nodes are among the N best, and puts the keys of the
+// children that are into s.order.
+template <class G>
+DSPARK_HOST_DEVICE Stay take_best(G& g, int nodes, int kept, TreeScratch& s) {
+  const int count = kept + s.listed, last = (count < nodes ? count : nodes) - 1;
+  for (int i = 0; i < kept; ++i) s.key[i] = key_of<G>(s.score[i], i);
+  for (int i = 0; i < s.listed; ++i) s.key[kept + i] = s.key[kRoom + i];
+  const uint64_t last_key = value_at(g, s.key, count, last);
+  if (count >= nodes) s.lowest = score_of<G>(last_key);
+  Stay stay{0, 0, true};
+  for (int i = 0; i < count; ++i) {
+    const uint64_t key = s.key[i];
+    if (key > last_key) continue;
+    if (key & kChild) {
+      s.order[stay.children++] = key;
+    } else {
+      const int node = static_cast<int>(key & kRest);
+      s.taken[node / 32] |= 1 << node % 32;
+      ++stay.nodes;
+    }
+  }
+  return stay;
+}
+
+// Marks in s.taken the nodes above the bar whose keys are below `end_key`.
+template <class G>
+DSPARK_HOST_DEVICE void mark_nodes(G& g, int kept, float bar, uint64_t end_key, TreeScratch& s) {
+  for (int first = g.lane() * 32; first < kept; first += g.size() * 32) {
+    uint32_t bits = 0;
+    DSPARK_UNROLL
+    for (int i = 0; i < 32; i += G::kWidth) {
+      bits |= G::bits(G::load_own(s.score + first + i) > G::splat(bar)) << i;
+    }
+    if (kept - first < 32) bits &= (1u << (kept - first)) - 1;
+    for (uint32_t left = end_key == kNoEnd ? 0 : bits; left != 0; left &= left - 1) {
+      const int i = lowest_bit(left);
+      if (key_of<G>(s.score[first + i], first + i) >= end_key) bits &= ~(1u << i);
+    }
+    s.taken[first / 32] = static_cast<int>(bits);
+  }
+}
+
+// Keeps the N best of `kept` nodes and the children of scores[0 .. end - 1]; with many members also
+// others, as long as there is room. Calls put(team, place, key, stay) for the children that stay,
+// the best first, see sort().
+template <class G, class Children, class Put>
 DSPARK_HOST_DEVICE Stay keep_best(G& g, const GlmShape& shape, const Children& children, int kept,
-                                  int end, const float* scores, TreeScratch& s) {
-  for (int i = g.lane(); i < kMaxNodes / 32; i += g.size()) s.taken[i] = 0;
-  const int listed = list_keys(g, shape, children, kept, end, scores, s);
-  take_best(g, shape.nodes, kept, listed, s);
-  if (g.lane() == 0) s.listed = 0;
-  drop_nodes(g, kept, s);
-  const int stay = place_of(s, kept), all = kept + listed;
-  return {stay, (all < shape.nodes ? all : shape.nodes) - stay};
+                                  int end, const float* scores, TreeScratch& s, const Put& put) {
+  const int few = shape.nodes + kFew;
+  if constexpr (!kCountScores<G>) {
+    const Choice<Children> from{children, kept, end, scores, s.lowest};
+    for (int& word : s.taken) word = 0;
+    list_children(g, shape, from, s);
+    if (s.listed > few) list_first_digits(g, shape, from, s);
+    const Stay stay = take_best(g, shape.nodes, kept, s);
+    s.listed = 0;
+    drop_nodes(g, kept, s);
+    sort(g, s.order, stay.children,
+         [&](const auto& team, int place, uint64_t key) { put(team, place, key, stay); });
+    return stay;
+  } else {
+    const Choice<Children> from{children, kept, end, scores, find_bar(g, shape.nodes, s.counts)};
+    list_children(g, shape, from, s);
+    if (g.lane() == 0) s.counts.bar = from.bar;
+    g.sync();
+    Stay stay{kept, s.listed, false};
+    if (stay.children > few || kept + stay.children > kRoom) {
+      mark_nodes(g, kept, from.bar, kNoEnd, s);
+      g.sync();
+      stay = {place_of(s, kept), s.listed, true};
+      if (stay.nodes + stay.children > few) {
+        const uint64_t end_key = list_first_digits(g, shape, from, s);
+        mark_nodes(g, kept, from.bar, end_key, s);
+        g.sync();
+        stay = {place_of(s, kept), s.listed, true};
+      }
+      drop_nodes(g, kept, s);
+    }
+    sort(g, s.key + kRoom, stay.children, [&](const auto& team, int place, uint64_t key) {
+      if (place < shape.nodes) put(team, place, key, stay);
+    });
+    if (g.lane() == 0) s.listed = 0;
+    if (stay.children > shape.nodes) stay.children = shape.nodes;
+    return stay;
+  }
 }
 
 }  // namespace dspark

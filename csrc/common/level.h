@@ -8,24 +8,28 @@
 
 namespace dspark {
 
-constexpr int kFew = 64;                             // keys listed beyond the N that stay
+constexpr int kFew = 64;                             // nodes kept and keys listed beyond N
 constexpr int kTokens = kMaxCandidates + kMaxPaths;  // of a head and of the paths
+constexpr int kRoom = kMaxNodes + kFew;
 
 struct TreeScratch {
-  int64_t token[kMaxNodes];
-  uint64_t key[2 * kMaxNodes + kFew];  // of the nodes kept; behind kMaxNodes of listed children
-  uint64_t order[kMaxNodes];  // keys of the children that stay, at the end of all nodes, best first
-  float score[kMaxNodes];
-  int parent[kMaxNodes], depth[kMaxNodes];
-  int row[kMaxNodes];     // of the last level's nodes: the parent's place in the level above
-                          // at the end: the bits of all scores, best first
-  int source[kMaxNodes];  // of nodes: the candidate that the token is, or a path behind these
-  int moved[kMaxNodes];   // at the end: the nodes' places, best first; before it, tails' children
-  int taken[kMaxNodes / 32];  // which nodes stay, a bit each
-  int listed;                 // how many children that may be among the N best
-  float lowest;               // the lowest score of N nodes
+  int64_t token[kRoom];
+  uint64_t key[kRoom + kRoom];  // of the nodes kept; behind kRoom of listed children
+  uint64_t order[kRoom];  // keys of the children that stay, at the end of all nodes, best first
+  alignas(16) float score[kRoom];
+  int16_t parent[kRoom];
+  int16_t moved[kRoom];  // at the end: the nodes' places, best first; before it, tails' children
+  uint8_t depth[kRoom];
+  uint8_t row[kRoom];     // of the last level's nodes: the parent's place in the level above
+  uint8_t source[kRoom];  // of nodes: the candidate that the token is, or a path behind these
+  int taken[kRoom / 32];  // which nodes stay, a bit each
+  int listed, ranked;     // how many children, and at the end nodes, that may be among the N best
+  float lowest;           // the lowest score of N nodes, if there are as many
+  ScoreCounts counts;     // see kCountScores
   SelectScratch select;
-  int path_node[kMaxPaths];          // each path's place in the last level, or -1
+  int path_node[kMaxPaths];   // each path's place in the last level, or -1
+  int path_first[kMaxPaths];  // see match_paths
+  float path_best[kMaxPaths];
   uint32_t path_child[kMaxPaths];    // what its next token is among the children: rest of a key
   int apart[kMaxPaths][kMaxPaths];   // see compare_paths
   uint8_t rank[kMaxHeads][kTokens];  // of the tokens of a head, then of the paths: how many of
@@ -87,9 +91,9 @@ DSPARK_HOST_DEVICE uint32_t child_rest(const Level& level, const TreeScratch& s,
 template <class G, typename T>
 DSPARK_HOST_DEVICE void rank_tokens(G& g, const GlmShape& shape, const GlmInputs<T>& in,
                                     uint32_t inverse, TreeScratch& s) {
-  auto team = g.team();
   const int of_level = shape.candidates + shape.paths;
-  for (int item = team.index(); item < shape.heads * of_level; item += team.count()) {
+  // the others of the members have something else to do
+  for (int item = g.lane() ^ g.size() / 2; item < shape.heads * of_level; item += g.size()) {
     const int level = quotient(item, inverse);
     const int own = item - level * of_level, p = own - shape.candidates;
     const bool has_paths = level < shape.path_length;
@@ -97,19 +101,17 @@ DSPARK_HOST_DEVICE void rank_tokens(G& g, const GlmShape& shape, const GlmInputs
     const int64_t* ids = in.ids + level * shape.candidates;
     const int64_t* next = has_paths ? in.paths + level : nullptr;
     const int64_t token = p < 0 ? ids[own] : next[p * shape.path_length];
-    int rank = 0, candidate = -1;
-    for (int c = team.lane(); c < shape.candidates; c += team.size()) {
+    int rank = 0, candidate = own;
+    DSPARK_SIDE_BY_SIDE(4)
+    for (int c = 0; c < shape.candidates; ++c) {
       rank += ids[c] < token;
       if (ids[c] == token) candidate = c;
     }
-    for (int q = team.lane(); has_paths && q < shape.paths; q += team.size()) {
+    for (int q = 0; has_paths && q < shape.paths; ++q) {
       rank += next[q * shape.path_length] < token;
     }
-    rank = team.sum(rank);
-    if (p >= 0) candidate = team.max(candidate);
-    if (team.lane() != 0) continue;
     s.rank[level][own] = static_cast<uint8_t>(rank);
-    if (p >= 0) s.path_source[level][p] = static_cast<uint8_t>(candidate < 0 ? own : candidate);
+    if (p >= 0) s.path_source[level][p] = static_cast<uint8_t>(candidate);
   }
 }
 
@@ -135,10 +137,11 @@ DSPARK_HOST_DEVICE float raise_bar(G& g, int nodes, const float* scores, int fir
 }
 
 // Scores the children of the last level's nodes, best first and some at a time, for as long as they
-// can be among the N best; returns how many nodes were expanded.
-template <class G, typename T>
+// can be among the N best; returns how many nodes were expanded. Calls meanwhile() once.
+template <class G, typename T, class Meanwhile>
 DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs<T>& in, int depth,
-                                    int start, int kept, const GlmWorkspace& work, TreeScratch& s) {
+                                    int start, int kept, const GlmWorkspace& work, TreeScratch& s,
+                                    const Meanwhile& meanwhile) {
   const int count = kept - start, pitch = padded(shape.candidates);
   constexpr bool kInParts = G::kExpand < kMaxNodes;
   if constexpr (kInParts) {
@@ -156,7 +159,9 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
     int some = count - expanded < G::kExpand ? count - expanded : G::kExpand;
     while (s.score[start + expanded + some - 1] < bar) --some;
     score_children(g, shape, in, depth, s.token + start, s.source + start, s.row + start,
-                   s.score + start, expanded, some, work);
+                   s.score + start, expanded, some, work, s.counts, [&] {
+                     if (expanded == 0) meanwhile();
+                   });
     const int first = expanded * pitch;
     expanded += some;
     if constexpr (kInParts) {
@@ -168,35 +173,58 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
   return expanded;
 }
 
-// The paths' next tokens compete with the candidates: an equal child gets the larger score, a new
-// one its own. The first of the paths with the same next token below the same node stands for it,
-// with the highest of their scores.
+// The first of the paths with the same next token below the same node stands for it, with the
+// highest of their scores: into s.path_first, -1 for paths that have ended, and s.path_best.
 template <class G>
-DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
-                                          const float* path_scores, float* scores, TreeScratch& s) {
-  for (int p = g.lane(); p < shape.paths; p += g.size()) {
+DSPARK_HOST_DEVICE void match_paths(G& g, const GlmShape& shape, int start, const int64_t* tokens,
+                                    const float* path_scores, TreeScratch& s) {
+  // the last members have the least to do
+  for (int p = g.size() - 1 - g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p];
-    const int64_t token = level.paths[p * level.stride];
-    const bool alive = f >= 0 && f < level.expanded && token >= 0 && token < shape.vocab;
-    const float above = alive ? s.score[level.start + f] : 0;
+    const int64_t token = tokens[p * shape.path_length];
+    const bool alive = f >= 0 && token >= 0 && token < shape.vocab;
+    const float above = alive ? s.score[start + f] : 0;
     int first = p;
     float best = 0;
     for (int q = 0; alive && q < shape.paths; ++q) {
-      if (s.path_node[q] != f || level.paths[q * level.stride] != token) continue;
-      const float own = path_scores[q * level.stride];
+      if (s.path_node[q] != f || tokens[q * shape.path_length] != token) continue;
+      const float own = path_scores[q * shape.path_length];
       const float score = own < above ? own : own == own ? above : 0;
       if (q < first) first = q;
       if (score > best) best = score;
     }
+    s.path_first[p] = alive ? first : -1;
+    s.path_best[p] = best;
+  }
+}
+
+// The paths' next tokens compete with the candidates: an equal child gets the larger score, a new
+// one its own.
+template <class G>
+DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
+                                          float* scores, TreeScratch& s) {
+  for (int p = g.lane(); p < shape.paths; p += g.size()) {
+    const int f = s.path_node[p], first = s.path_first[p];
+    const bool alive = first >= 0 && f < level.expanded, stands = alive && first == p;
     int source = s.path_source[level.depth][p];
-    const bool candidate = source < level.candidates, stands = alive && first == p;
+    const bool candidate = source < level.candidates;
     if (!candidate) source = level.candidates + first;
+    float own = stands ? s.path_best[p] : 0;
     if (stands && candidate) {
       float* const score = scores + f * level.pitch + source;
-      if (best > *score) *score = best;
+      if (own > *score) {
+        if constexpr (kCountScores<G>) {
+          count_score(g, *score, -1, s.counts);
+          count_score(g, own, 1, s.counts);
+        }
+        *score = own;
+      }
+      own = 0;
     }
-    scores[level.extra + p] = stands && !candidate ? best : 0;
+    scores[level.extra + p] = own;
+    if constexpr (kCountScores<G>) count_score(g, own, 1, s.counts);
     s.path_child[p] = alive ? child_bits(s, level, f, source) : 0;
+    s.path_node[p] = -1;  // until its child stays
   }
   g.sync();
 }

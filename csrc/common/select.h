@@ -76,13 +76,14 @@ DSPARK_HOST_DEVICE uint64_t value_at(G&, uint64_t* values, int count, int place)
   return values[place];
 }
 
-// Calls put(place, value) for the distinct values[0 .. count - 1], the smallest first. A single
-// member sorts by insertion; of several, each counts for some values which others come before.
+// Calls put(team, place, value) for the distinct values[0 .. count - 1], the smallest first. A
+// single member sorts by insertion; of several, each team counts for some values which others come
+// before, and all of its members call put.
 template <class G, class Put>
 DSPARK_HOST_DEVICE void sort(G& g, uint64_t* values, int count, const Put& put) {
   if (g.size() == 1) {
     insertion_sort(g, values, count);
-    for (int i = 0; i < count; ++i) put(i, values[i]);
+    for (int i = 0; i < count; ++i) put(g.team(), i, values[i]);
     return;
   }
   auto team = g.team();
@@ -91,8 +92,7 @@ DSPARK_HOST_DEVICE void sort(G& g, uint64_t* values, int count, const Put& put) 
     int place = 0;
     DSPARK_SIDE_BY_SIDE(4)
     for (int j = team.lane(); j < count; j += team.size()) place += values[j] < value;
-    place = team.sum(place);
-    if (team.lane() == 0) put(place, value);
+    put(team, team.sum(place), value);
   }
   g.sync();
 }

@@ -101,7 +101,9 @@ DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& ta
   for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
     const int p = path_of<G>(tails, child);
     const bool stands = first_equal<G>(s, p, steps_of<G>(tails, child)) == p;
-    work.scores[child] = stands ? tails.reach[child] : 0;
+    const float own = stands ? tails.reach[child] : 0;
+    work.scores[child] = own;
+    if constexpr (kCountScores<G>) count_score(g, own, 1, s.counts);
     tails.order[child] = 0;
   }
   g.sync();
@@ -136,11 +138,8 @@ DSPARK_HOST_DEVICE void order_paths(G& g, const GlmShape& shape, const Tails& ta
 template <class G>
 DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, const Stay& stay, TreeScratch& s) {
   int* const node_of = reinterpret_cast<int*>(tails.reach);
-  for (int i = g.lane(); i < stay.children; i += g.size()) {
-    s.key[i] = (s.order[i] & kRest) << kRestBits | s.order[i] >> kRestBits;
-  }
-  g.sync();
-  sort(g, s.key, stay.children, [&](int place, uint64_t value) {
+  sort(g, s.key, stay.children, [&](const auto& team, int place, uint64_t value) {
+    if (team.lane() != 0) return;
     const auto rest = static_cast<uint32_t>(value >> kRestBits);
     const int child = child_of(tails, rest), node = stay.nodes + place;
     node_of[child] = node;
@@ -151,7 +150,7 @@ DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, const Stay& stay,
   });
   for (int i = g.lane(); i < stay.children; i += g.size()) {
     const int child = s.moved[i], p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
-    s.parent[stay.nodes + i] = j == 0 ? place_of(s, tails.start + s.path_node[p])
+    s.parent[stay.nodes + i] = j == 0 ? stay.place(s, tails.start + s.path_node[p])
                                       : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
   }
   g.sync();
@@ -179,7 +178,11 @@ DSPARK_HOST_DEVICE int add_tails(G& g, const GlmShape& shape, const int64_t* pat
   compare_paths(g, shape, tails, s);
   score_paths(g, shape, tails, work, s);
   order_paths(g, shape, tails, work, s);
-  const Stay stay = keep_best(g, shape, tails, kept, shape.paths * length, work.scores, s);
+  const auto turn = [&](const auto& team, int place, uint64_t key, const Stay&) {
+    const uint64_t turned = (key & kRest) << kRestBits | key >> kRestBits;  // (depth, order) first
+    if (team.lane() == 0) s.key[place] = turned;
+  };
+  const Stay stay = keep_best(g, shape, tails, kept, shape.paths * length, work.scores, s, turn);
   append_tails(g, tails, stay, s);
   return stay.nodes + stay.children;
 }

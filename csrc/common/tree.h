@@ -20,43 +20,44 @@ struct GlmOutputs {  // of one request
   int32_t* num_nodes;
 };
 
-// Appends the children that stay as the new last level.
-template <class G>
-DSPARK_HOST_DEVICE void append_children(G& g, int paths, const Level& level, const Stay& stay,
-                                        TreeScratch& s) {
-  for (int place = g.lane(); place < stay.children; place += g.size()) {
-    const auto rest = static_cast<uint32_t>(s.order[place] & kRest);
+// Appends the child of a key as number `place` of the new last level.
+template <class G, class Team>
+DSPARK_HOST_DEVICE void append_child(const Team& team, int paths, const Level& level, int place,
+                                     uint64_t key, const Stay& stay, TreeScratch& s) {
+  const auto rest = static_cast<uint32_t>(key & kRest);
+  if (team.lane() == 0) {
     const int f = bits_parent(rest), source = bits_source(rest), node = stay.nodes + place;
     const int p = source - level.candidates;
     s.token[node] = p < 0 ? level.ids[source] : level.paths[p * level.stride];
-    s.score[node] = score_of<G>(s.order[place]);
-    s.depth[node] = level.depth + 1;
-    s.parent[node] = place_of(s, level.start + f);
-    s.row[node] = f;
-    s.source[node] = source;
-    for (int q = 0; q < paths; ++q) {
-      if (s.path_child[q] == rest) s.path_node[q] = place;
-    }
+    s.score[node] = score_of<G>(key);
+    s.depth[node] = static_cast<uint8_t>(level.depth + 1);
+    s.parent[node] = static_cast<int16_t>(stay.place(s, level.start + f));
+    s.row[node] = static_cast<uint8_t>(f);
+    s.source[node] = static_cast<uint8_t>(source);
   }
-  g.sync();
+  for (int p = team.lane(); p < paths; p += team.size()) {
+    if (s.path_child[p] == rest) s.path_node[p] = place;
+  }
 }
 
-// Puts the nodes' places, best first, into s.moved; returns how many stay: those which score at
-// least min_score times what all better ones sum up to.
+// Puts the keys of the N best nodes into s.order, best first, and their places into s.moved;
+// returns how many stay: those which score at least min_score times what all better ones sum up to.
 template <class G>
 DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScratch& s) {
-  for (int i = g.lane(); i < shape.nodes; i += g.size()) {
-    if (i < kept) s.key[i] = key_of<G>(s.score[i], i);
-    s.moved[i] = i;
+  const float bar = kCountScores<G> ? s.counts.bar : 0;
+  for (int i = g.lane(); i < kept; i += g.size()) {
+    if (s.score[i] > bar) s.key[g.add(&s.ranked, 1)] = key_of<G>(s.score[i], i);
   }
   g.sync();
-  sort(g, s.key, kept, [&](int place, uint64_t key) {
-    s.moved[key & kRest] = place;
+  const int ranked = s.ranked, most = ranked < shape.nodes ? ranked : shape.nodes;
+  sort(g, s.key, ranked, [&](const auto& team, int place, uint64_t key) {
+    if (team.lane() != 0 || place >= shape.nodes) return;
     s.order[place] = key;
+    s.moved[key & kRest] = static_cast<int16_t>(place);
   });
-  if (shape.min_score == 0) return kept;
+  if (shape.min_score == 0) return most;
   int stay = 0;
-  for (float sum = 0; stay < kept; ++stay) {
+  for (float sum = 0; stay < most; ++stay) {
     const float score = score_of<G>(s.order[stay]);
     if (score < shape.min_score * sum) break;
     sum += score;
@@ -67,25 +68,22 @@ DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScr
 template <class G>
 DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeScratch& s,
                                    const GlmOutputs& out) {
-  const int stay = rank_nodes(g, shape, kept, s);
-  for (int i = g.lane(); i < shape.nodes; i += g.size()) {
-    const int to = s.moved[i];
-    const bool used = to < stay;
-    out.tokens[to] = used ? s.token[i] : 0;
-    out.parents[to] = used && s.parent[i] >= 0 ? s.moved[s.parent[i]] : -1;
-    out.depths[to] = used ? s.depth[i] : 0;
-    out.scores[to] = used ? s.score[i] : 0.0f;
-  }
-  const int words = (shape.nodes + 63) / 64;
-  for (int node = g.lane(); node < shape.nodes; node += g.size()) {
-    const bool used = s.moved[node] < stay;  // then so are its ancestors
+  const int stay = rank_nodes(g, shape, kept, s), words = (shape.nodes + 63) / 64;
+  for (int place = g.lane(); place < shape.nodes; place += g.size()) {
+    const bool used = place < stay;  // then so are its ancestors
+    const int node = used ? static_cast<int>(s.order[place] & kRest) : 0;
+    const int parent = used ? s.parent[node] : -1;
+    out.tokens[place] = used ? s.token[node] : 0;
+    out.parents[place] = parent < 0 ? -1 : s.moved[parent];
+    out.depths[place] = used ? s.depth[node] : 0;
+    out.scores[place] = used ? s.score[node] : 0.0f;
     for (int word = 0; word < words; ++word) {
-      uint64_t bits = 0;
-      for (int i = node; i >= 0; i = used ? s.parent[i] : -1) {
+      uint64_t bits = place / 64 == word ? uint64_t{1} << (place % 64) : 0;
+      for (int i = parent; i >= 0; i = s.parent[i]) {
         const int to = s.moved[i];
         if (to / 64 == word) bits |= uint64_t{1} << (to % 64);
       }
-      out.ancestors[s.moved[node] * words + word] = static_cast<int64_t>(bits);
+      out.ancestors[place * words + word] = static_cast<int64_t>(bits);
     }
   }
   if (g.lane() == 0) *out.num_nodes = stay;
@@ -110,30 +108,41 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   } else if (!shape.own_mix) {
     prefetch_numbers(g, in.mix, 2 * shape.rank * shape.rank);
   }
-  if (g.lane() == 0) {
-    s.token[0] = root;
-    s.score[0] = 1;
-    s.parent[0] = -1;
-    s.depth[0] = s.row[0] = s.source[0] = s.listed = 0;
-  }
-  for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
-  g.wait_for_packets();
-  g.sync();
-
   if constexpr (G::template kMatrixUnit<T>) {
     if (shape.own_mix) {
       const auto row = [&](int j) { return in.mix + j * shape.rank; };
       copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix));
     }
+  }
+  if (g.lane() == 0) {
+    s.token[0] = root;
+    s.score[0] = 1;
+    s.parent[0] = -1;
+    s.depth[0] = s.row[0] = s.source[0] = 0;
+    s.listed = s.ranked = 0;
+    s.lowest = 0;
+  }
+  if constexpr (kCountScores<G>) clear(g, shape.min_score, s.counts);
+  for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
+  g.wait_for_packets();
+  g.sync();
+
+  if constexpr (G::template kMatrixUnit<T>) {
     if (shape.matrix_unit && shape.heads > 0) copy_levels(g, shape, in, 0, work);
   }
   if (!shape.matrix_unit) prefetch_rows(g, shape, in);
-  prepare_levels(g, shape, in, work);
-  rank_tokens(g, shape, in, work.inverse_tokens, s);
   int depth = 0, start = 0, kept = 1;
   for (; depth < shape.heads && start < kept; ++depth) {
     if (!shape.matrix_unit) transpose_level(g, shape, in, depth, work);
-    const int expanded = expand_level(g, shape, in, depth, start, kept, work, s);
+    const bool has_paths = depth < shape.path_length;
+    const auto meanwhile = [&] {
+      if (depth == 0) {
+        prepare_levels(g, shape, in, work);
+        rank_tokens(g, shape, in, work.inverse_tokens, s);
+      }
+      if (has_paths) match_paths(g, shape, start, in.paths + depth, in.path_scores + depth, s);
+    };
+    const int expanded = expand_level(g, shape, in, depth, start, kept, work, s, meanwhile);
     const Level level{depth,
                       start,
                       expanded,
@@ -142,13 +151,14 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
                       expanded * pitch,
                       work.inverse_candidates,
                       in.ids + depth * shape.candidates,
-                      depth < shape.path_length ? in.paths + depth : nullptr,
+                      has_paths ? in.paths + depth : nullptr,
                       shape.path_length};
-    const int paths = level.paths != nullptr ? shape.paths : 0;
-    if (paths > 0) add_path_children(g, shape, level, in.path_scores + depth, work.scores, s);
-    for (int p = g.lane(); p < paths; p += g.size()) s.path_node[p] = -1;  // until its child stays
-    const Stay stay = keep_best(g, shape, level, kept, level.extra + paths, work.scores, s);
-    append_children(g, paths, level, stay, s);
+    const int paths = has_paths ? shape.paths : 0;
+    if (paths > 0) add_path_children(g, shape, level, work.scores, s);
+    const auto append = [&](const auto& team, int place, uint64_t key, const Stay& stay) {
+      append_child<G>(team, paths, level, place, key, stay, s);
+    };
+    const Stay stay = keep_best(g, shape, level, kept, level.extra + paths, work.scores, s, append);
     start = stay.nodes;
     kept = stay.nodes + stay.children;
   }

@@ -149,54 +149,46 @@ class BlockGroup : public Vector4Lanes {
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
-  // A warp computes 32 rows of 8 columns of each half.
+  // A warp computes 16 rows of 8 columns of each half.
   template <typename T, class Left, class Combine, class Put>
   __device__ void paired_product(int rows, int depth, const Left& left, const T* right,
                                  int right_pitch, const Combine& combine, const Put& put) const {
     using P = Parts<T>;
-    constexpr int kRows = 32, kColumns = 8, kSteps = 16, kTiles = kRows / 16;
+    constexpr int kRows = 16, kColumns = 8, kSteps = 16;
     const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;  // of what a lane holds
     for (Tile tile(kRows, kColumns, rows, depth); tile.row < rows; tile.next()) {
       __syncwarp();  // the last tile may have parted it
       const int first = tile.row + row, column = tile.column;
       // a lane's four numbers of 16 are side by side, in both matrices: any order will do
-      const T* from[kTiles * 2];
+      const T* from[2];
       DSPARK_UNROLL
-      for (int i = 0; i < kTiles * 2; ++i) {
+      for (int i = 0; i < 2; ++i) {
         const int f = first + i * 8;
         from[i] = left(f < rows ? f : rows - 1) + quad * 4;
       }
       const T* across = right + (column + row) * right_pitch + quad * 4;
-      float sum[kTiles][2][4] = {};
+      float sum[2][4] = {};
 #pragma unroll kUnroll
       for (int k = 0; k < depth; k += kSteps) {
-        uint2 a[kTiles * 2], b[2];
-        DSPARK_UNROLL
-        for (int i = 0; i < kTiles * 2; ++i) a[i] = *reinterpret_cast<const uint2*>(from[i] + k);
+        const uint2 upper = *reinterpret_cast<const uint2*>(from[0] + k);
+        const uint2 lower = *reinterpret_cast<const uint2*>(from[1] + k);
+        const uint32_t both[4] = {upper.x, lower.x, upper.y, lower.y};
         DSPARK_UNROLL
         for (int half = 0; half < 2; ++half) {
-          b[half] = *reinterpret_cast<const uint2*>(across + half * depth * right_pitch + k);
-        }
-        DSPARK_UNROLL
-        for (int t = 0; t < kTiles; ++t) {
-          const uint2 upper = a[2 * t], lower = a[2 * t + 1];
-          const uint32_t both[4] = {upper.x, lower.x, upper.y, lower.y};
-          DSPARK_UNROLL
-          for (int half = 0; half < 2; ++half) {
-            const uint32_t own[2] = {b[half].x, b[half].y};
-            P::multiply(sum[t][half], both, own);
-          }
+          const uint2 b = *reinterpret_cast<const uint2*>(across + half * depth * right_pitch + k);
+          const uint32_t own[2] = {b.x, b.y};
+          P::multiply(sum[half], both, own);
         }
       }
-      Vector value[kTiles * 2];  // side by side: all are read before the first is written
+      Vector value[2];  // side by side: both are read before the first is written
       DSPARK_UNROLL
-      for (int i = 0; i < kTiles * 2; ++i) {
-        const float *one = sum[i / 2][0] + i % 2 * 2, *other = sum[i / 2][1] + i % 2 * 2;
+      for (int i = 0; i < 2; ++i) {
+        const float *one = sum[0] + i * 2, *other = sum[1] + i * 2;
         const int f = first + i * 8 < rows ? first + i * 8 : rows - 1, k = column + quad * 2;
         value[i] = combine(f, k, from[i] - quad * 4, {one[0], one[1], other[0], other[1]});
       }
       DSPARK_UNROLL
-      for (int i = 0; i < kTiles * 2; ++i) {
+      for (int i = 0; i < 2; ++i) {
         if (first + i * 8 < rows) put(first + i * 8, column + quad * 2, value[i]);
       }
     }

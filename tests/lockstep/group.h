@@ -73,6 +73,12 @@ class Team : public Collectives<true> {
   T of(int lane, T value) {
     return all(value, "of").of[lane];
   }
+  int scan(int value) {
+    const Values<int> values = all(value, "scan");
+    int before = 0;
+    for (int i = 0; i < lane(); ++i) before += values.of[i];
+    return before;
+  }
 };
 
 class Group : public dspark::Vector4Lanes, public Collectives<false> {

@@ -139,6 +139,19 @@ Handler shift(const Instruction& i, bool left) {
   });
 }
 
+Handler funnel_shift(const Instruction& i) {  // shf: of a 64-bit number, its lower half first
+  if (!i.has("wrap")) unknown(i);
+  const auto left = [](uint32_t low, uint32_t high, uint32_t by) -> uint32_t {
+    return ((uint64_t{high} << 32 | low) << (by & 31)) >> 32;
+  };
+  const auto right = [](uint32_t low, uint32_t high, uint32_t by) -> uint32_t {
+    return (uint64_t{high} << 32 | low) >> (by & 31);
+  };
+  using U = uint32_t;
+  return i.has("l") ? &ternary<U, U, U, U, false, decltype(left)>
+                    : &ternary<U, U, U, U, false, decltype(right)>;
+}
+
 Handler bit_field(const Instruction& i) {  // bfe
   return with_integer(i, [&]<typename T>(Type<T>) -> Handler {
     const auto extract = [](T a, uint32_t at, uint32_t length) -> T {
@@ -222,6 +235,7 @@ Handler arithmetic(const Instruction& i) {
   if (name == "max") return number(i, Greatest{});
   if (name == "shl") return shift(i, true);
   if (name == "shr") return shift(i, false);
+  if (name == "shf") return funnel_shift(i);
   if (name == "bfe") return bit_field(i);
   if (name == "bfi") {
     return i.part(-1) == "b64" ? &insert_bits<uint64_t> : &insert_bits<uint32_t>;

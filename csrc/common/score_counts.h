@@ -1,0 +1,76 @@
+// How many nodes and children have which score, roughly: where the N best of a tree end, for groups
+// that expand whole levels of it at once.
+
+#pragma once
+
+#include "common/group.h"
+
+namespace dspark {
+
+template <class G>
+constexpr bool kCountScores = G::kExpand >= kMaxNodes;
+
+// Four bins per power of two, best scores first; the last one holds all below 2⁻³¹.
+struct ScoreCounts {
+  static constexpr int kBins = 128, kShift = 21, kRuns = 8, kRun = kBins / kRuns;
+  static constexpr int kRunPitch = kRun + 4;  // runs start in different memory banks
+  static constexpr uint32_t kBest = 0x3F800000;
+
+  alignas(16) int count[kRuns * kRunPitch];
+  float bar;    // no score up to this one is among the N best
+  float least;  // nor is one below this
+};
+
+// With the root in it. Without a sync at the end.
+template <class G>
+DSPARK_HOST_DEVICE void clear(G& g, float least, ScoreCounts& counts) {
+  for (int i = g.lane(); i < ScoreCounts::kRuns * ScoreCounts::kRunPitch; i += g.size()) {
+    counts.count[i] = i == 0;
+  }
+  if (g.lane() == 0) counts.bar = 0, counts.least = least;
+}
+
+// Counts the score of a child, or with -1 takes it out again.
+template <class G>
+DSPARK_FORCE_INLINE void count_score(G& g, float score, int by, ScoreCounts& counts) {
+  if (!(score > counts.bar) || score < counts.least) return;
+  int bin = static_cast<int>((ScoreCounts::kBest - G::float_bits(score)) >> ScoreCounts::kShift);
+  if (bin >= ScoreCounts::kBins) bin = ScoreCounts::kBins - 1;
+  constexpr int kPad = ScoreCounts::kRunPitch - ScoreCounts::kRun;
+  g.add(&counts.count[bin + bin / ScoreCounts::kRun * kPad], by);
+}
+
+// A score that all of the N best are above, and few others. Every team finds it.
+template <class G>
+DSPARK_HOST_DEVICE float find_bar(G& g, int nodes, const ScoreCounts& counts) {
+  static_assert(G::kLeastTeam >= ScoreCounts::kRuns);
+  struct alignas(16) Four {
+    int of[4];
+  };
+  constexpr int kFours = ScoreCounts::kRun / 4;
+  auto team = g.team();
+  const bool has_run = team.lane() < ScoreCounts::kRuns;
+  const int* const run = counts.count + (has_run ? team.lane() * ScoreCounts::kRunPitch : 0);
+  Four sums[kFours];
+  int total = 0;
+  DSPARK_UNROLL
+  for (int i = 0; i < kFours; ++i) sums[i] = reinterpret_cast<const Four*>(run)[i];
+  DSPARK_UNROLL
+  for (Four& four : sums) {
+    DSPARK_UNROLL
+    for (int& sum : four.of) sum = total += sum;
+  }
+  const int before = team.scan(has_run ? total : 0), wanted = has_run ? nodes - before : 0;
+  int bin = 0;  // those before it hold less than N
+  DSPARK_UNROLL
+  for (const Four& four : sums) {
+    DSPARK_UNROLL
+    for (const int sum : four.of) bin += static_cast<uint32_t>(sum - wanted) >> 31;
+  }
+  bin = team.sum(bin);
+  if (bin >= ScoreCounts::kBins - 1) return 0;
+  return G::bits_float(ScoreCounts::kBest -
+                       (static_cast<uint32_t>(bin + 1) << ScoreCounts::kShift));
+}
+
+}  // namespace dspark
