@@ -59,7 +59,8 @@ DSPARK_FORCE_INLINE const T* row_of_token(const GlmShape& shape, const T* table,
 // Starts to copy the rows row(0) .. row(count - 1) for a matrix unit, zeros for null. They are
 // there after wait_for_packets.
 template <class G, typename T, class Row>
-DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, int count, const Row& row, T* to) {
+DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, int count, const Row& row, T* to,
+                                  int pitch) {
   auto team = g.team();
   for (int first = team.index(); first < count; first += team.size() * team.count()) {
     const int own = first + team.lane() * team.count();  // each lane finds one of the team's rows
@@ -69,7 +70,7 @@ DSPARK_HOST_DEVICE void copy_rows(G& g, const GlmShape& shape, int count, const 
       if (f >= count) break;
       const T* from = team.of(i, found);
       for (int k = team.lane() * G::kPacket; k < shape.rank; k += team.size() * G::kPacket) {
-        g.copy_packet(to + f * (shape.rank + kRawPad) + k, from != nullptr ? from + k : nullptr);
+        g.copy_packet(to + f * pitch + k, from != nullptr ? from + k : nullptr);
       }
     }
   }
@@ -137,6 +138,8 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   const bool calibrated = in.calibration != nullptr;
   const V slope = G::splat(calibrated ? in.calibration[2 * level] : 1.0f);
   const V shift = G::splat(calibrated ? in.calibration[2 * level + 1] : 0.0f);
+  ScoreCounts::Range range{};
+  if constexpr (kCountScores<G>) range = counts.range;
   for (int f = team.index(); f < count; f += team.count()) {
     float* const row = scores + f * pitch + team.lane() * G::kWidth;
     const float* key = keys + team.lane() * G::kWidth;
@@ -167,7 +170,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
       G::store(row + i * step, q);
       if constexpr (kCountScores<G>) {
         DSPARK_UNROLL
-        for (const float score : q.lane) count_score(g, score, 1, counts);
+        for (const float score : q.lane) count_score(g, range, score, 1, counts);
       }
     }
   }
@@ -205,8 +208,8 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
   using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
   auto team = g.team();
-  // the last members have the least to do
-  for (int level = team.count() - 1 - team.index(); level < shape.heads; level += team.count()) {
+  // the others of the members have something else to do
+  for (int level = team.index() ^ team.count() / 4; level < shape.heads; level += team.count()) {
     const int64_t* ids = in.ids + level * shape.candidates;
     const float* from = in.keys + level * shape.candidates;
     float* const keys = work.keys + level * pitch;
@@ -271,8 +274,9 @@ DSPARK_HOST_DEVICE void copy_levels(G& g, const GlmShape& shape, const GlmInputs
     const int64_t token = c < shape.candidates ? *from : -1;
     return row_of_token<G>(shape, in.table_out, shape.table_out_stride, token);
   };
-  copy_rows(g, shape, rows.start(first + shape.levels), row_in, reinterpret_cast<T*>(work.rows_in));
-  copy_rows(g, shape, shape.levels * pitch, row_out, reinterpret_cast<T*>(work.rows_out));
+  const int raw = shape.rank + kRawPad, tokens = rows.start(first + shape.levels);
+  copy_rows(g, shape, tokens, row_in, reinterpret_cast<T*>(work.rows_in), raw);
+  copy_rows(g, shape, shape.levels * pitch, row_out, reinterpret_cast<T*>(work.rows_out), raw);
 }
 
 // The states of the nodes of a level, and the products of work.scores, by a matrix unit. Calls
@@ -300,7 +304,8 @@ DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmI
   float* const states = work.states(level);
   g.paired_product(
       count, rank, [&](int f) { return rows_in + source[f] * pitch; },
-      shape.own_mix ? reinterpret_cast<const T*>(work.mix) : in.mix, shape.own_mix ? pitch : rank,
+      shape.own_mix ? reinterpret_cast<const T*>(work.mix) : in.mix,
+      shape.own_mix ? rank + kMixPad : rank,
       [&](int f, int k, const T* x, V sums) {
         const Two<float> a = load_two(gate + k), b = load_two(gate + rank + k);
         const V ab = G::sigmoid(sums + V{a.of[0], a.of[1], b.of[0], b.of[1]});

@@ -39,13 +39,14 @@ class TokenRows {
   int skipped_;
 };
 
-constexpr int kRawPad = 8;  // so that the rows start in different memory banks
+// So that rows start in different memory banks, from which 4 or 8 bytes are read at once.
+constexpr int kRawPad = 8, kMixPad = 16;
 
 DSPARK_FORCE_INLINE constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Offsets in floats: the memory has to fit into a cache, or into shared memory. F: nodes, L: levels
 // whose rows are there at once, T: their tokens. Rows for a matrix unit are as they are in the
-// tables, kRawPad apart.
+// tables, kRawPad apart, those of mix kMixPad.
 struct GlmLayout {
   int mix;        // [Rp][2 Rp], transposed; the columns of b start at Rp; for a matrix unit [2R][R]
   int rows_out;   // [Rp][Cp] of the candidates, transposed and scaled; for a matrix unit [L][Cp][R]
@@ -74,7 +75,7 @@ struct GlmLayout {
     inverse_tokens = inverse_of(of_level);
     mix = 0;
     if (s.matrix_unit) {
-      rows_out = mix + (s.own_mix ? s.rank * raw_pitch : 0);
+      rows_out = mix + (s.own_mix ? s.rank * (s.rank + kMixPad) : 0);
       rows_in = rows_out + s.levels * candidates * raw_pitch / 2;
       gates = rows_in + padded(tokens * raw_pitch / 2);
       even = gates;

@@ -151,7 +151,7 @@ struct Stay {
 };
 
 // For a single member: marks in s.taken which nodes are among the N best, and puts the keys of the
-// children that are into s.order.
+// children that are to the front of s.key.
 template <class G>
 DSPARK_HOST_DEVICE Stay take_best(G& g, int nodes, int kept, TreeScratch& s) {
   const int count = kept + s.listed, last = (count < nodes ? count : nodes) - 1;
@@ -164,7 +164,7 @@ DSPARK_HOST_DEVICE Stay take_best(G& g, int nodes, int kept, TreeScratch& s) {
     const uint64_t key = s.key[i];
     if (key > last_key) continue;
     if (key & kChild) {
-      s.order[stay.children++] = key;
+      s.key[stay.children++] = key;
     } else {
       const int node = static_cast<int>(key & kRest);
       s.taken[node / 32] |= 1 << node % 32;
@@ -207,13 +207,13 @@ DSPARK_HOST_DEVICE Stay keep_best(G& g, const GlmShape& shape, const Children& c
     const Stay stay = take_best(g, shape.nodes, kept, s);
     s.listed = 0;
     drop_nodes(g, kept, s);
-    sort(g, s.order, stay.children,
+    sort(g, s.key, stay.children,
          [&](const auto& team, int place, uint64_t key) { put(team, place, key, stay); });
     return stay;
   } else {
     const Choice<Children> from{children, kept, end, scores, find_bar(g, shape.nodes, s.counts)};
     list_children(g, shape, from, s);
-    if (g.lane() == 0) s.counts.bar = from.bar;
+    if (g.lane() == 0) s.counts.range.bar = from.bar;
     g.sync();
     Stay stay{kept, s.listed, false};
     if (stay.children > few || kept + stay.children > kRoom) {

@@ -14,8 +14,8 @@ constexpr int kRoom = kMaxNodes + kFew;
 
 struct TreeScratch {
   int64_t token[kRoom];
-  uint64_t key[kRoom + kRoom];  // of the nodes kept; behind kRoom of listed children
-  uint64_t order[kRoom];  // keys of the children that stay, at the end of all nodes, best first
+  uint64_t
+      key[kRoom + kRoom];  // of nodes; behind kRoom of listed children, at the end of the N best
   alignas(16) float score[kRoom];
   int16_t parent[kRoom];
   int16_t moved[kRoom];  // at the end: the nodes' places, best first; before it, tails' children
@@ -178,21 +178,24 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
 template <class G>
 DSPARK_HOST_DEVICE void match_paths(G& g, const GlmShape& shape, int start, const int64_t* tokens,
                                     const float* path_scores, TreeScratch& s) {
+  auto team = g.team();
   // the last members have the least to do
-  for (int p = g.size() - 1 - g.lane(); p < shape.paths; p += g.size()) {
+  for (int p = team.count() - 1 - team.index(); p < shape.paths; p += team.count()) {
     const int f = s.path_node[p];
     const int64_t token = tokens[p * shape.path_length];
     const bool alive = f >= 0 && token >= 0 && token < shape.vocab;
     const float above = alive ? s.score[start + f] : 0;
     int first = p;
     float best = 0;
-    for (int q = 0; alive && q < shape.paths; ++q) {
+    for (int q = team.lane(); alive && q < shape.paths; q += team.size()) {
       if (s.path_node[q] != f || tokens[q * shape.path_length] != token) continue;
       const float own = path_scores[q * shape.path_length];
       const float score = own < above ? own : own == own ? above : 0;
       if (q < first) first = q;
       if (score > best) best = score;
     }
+    first = team.min(first), best = team.max(best);
+    if (team.lane() != 0) continue;
     s.path_first[p] = alive ? first : -1;
     s.path_best[p] = best;
   }
@@ -203,6 +206,7 @@ DSPARK_HOST_DEVICE void match_paths(G& g, const GlmShape& shape, int start, cons
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
                                           float* scores, TreeScratch& s) {
+  [[maybe_unused]] const ScoreCounts::Range range = s.counts.range;
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p], first = s.path_first[p];
     const bool alive = first >= 0 && f < level.expanded, stands = alive && first == p;
@@ -214,15 +218,15 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
       float* const score = scores + f * level.pitch + source;
       if (own > *score) {
         if constexpr (kCountScores<G>) {
-          count_score(g, *score, -1, s.counts);
-          count_score(g, own, 1, s.counts);
+          count_score(g, range, *score, -1, s.counts);
+          count_score(g, range, own, 1, s.counts);
         }
         *score = own;
       }
       own = 0;
     }
     scores[level.extra + p] = own;
-    if constexpr (kCountScores<G>) count_score(g, own, 1, s.counts);
+    if constexpr (kCountScores<G>) count_score(g, range, own, 1, s.counts);
     s.path_child[p] = alive ? child_bits(s, level, f, source) : 0;
     s.path_node[p] = -1;  // until its child stays
   }

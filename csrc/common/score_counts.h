@@ -16,9 +16,14 @@ struct ScoreCounts {
   static constexpr int kRunPitch = kRun + 4;  // runs start in different memory banks
   static constexpr uint32_t kBest = 0x3F800000;
 
+  // Which scores may be among the N best: those above the bar, but none below `least`.
+  struct Range {
+    float bar, least;
+    DSPARK_FORCE_INLINE bool has(float score) const { return score > bar && !(score < least); }
+  };
+
   alignas(16) int count[kRuns * kRunPitch];
-  float bar;    // no score up to this one is among the N best
-  float least;  // nor is one below this
+  Range range;
 };
 
 // With the root in it. Without a sync at the end.
@@ -27,17 +32,19 @@ DSPARK_HOST_DEVICE void clear(G& g, float least, ScoreCounts& counts) {
   for (int i = g.lane(); i < ScoreCounts::kRuns * ScoreCounts::kRunPitch; i += g.size()) {
     counts.count[i] = i == 0;
   }
-  if (g.lane() == 0) counts.bar = 0, counts.least = least;
+  if (g.lane() == 0) counts.range = {0, least};
 }
 
-// Counts the score of a child, or with -1 takes it out again.
+// Counts the score of a child if it is in counts.range, or with -1 takes it out again.
 template <class G>
-DSPARK_FORCE_INLINE void count_score(G& g, float score, int by, ScoreCounts& counts) {
-  if (!(score > counts.bar) || score < counts.least) return;
-  int bin = static_cast<int>((ScoreCounts::kBest - G::float_bits(score)) >> ScoreCounts::kShift);
-  if (bin >= ScoreCounts::kBins) bin = ScoreCounts::kBins - 1;
+DSPARK_FORCE_INLINE void count_score(G& g, const ScoreCounts::Range& range, float score, int by,
+                                     ScoreCounts& counts) {
+  // without branches but for the last
+  const uint32_t lower = (ScoreCounts::kBest - G::float_bits(score)) >> ScoreCounts::kShift;
+  const int bin = static_cast<int>(lower < ScoreCounts::kBins ? lower : ScoreCounts::kBins - 1);
   constexpr int kPad = ScoreCounts::kRunPitch - ScoreCounts::kRun;
-  g.add(&counts.count[bin + bin / ScoreCounts::kRun * kPad], by);
+  int* const count = counts.count + bin + bin / ScoreCounts::kRun * kPad;
+  if (range.has(score)) g.add(count, by);
 }
 
 // A score that all of the N best are above, and few others. Every team finds it.

@@ -31,12 +31,14 @@ DSPARK_FORCE_INLINE int steps_of(const Tails& tails, int child) {
   return child - path_of<G>(tails, child) * tails.length;
 }
 
-// The first of the paths which share a node with path p there.
-template <class G>
-DSPARK_HOST_DEVICE int first_equal(const TreeScratch& s, int p, int j) {
-  int q = 0;
-  while (q < p && s.apart[q][p] <= j) ++q;
-  return q;
+// The first of the paths which share a node with path p there, found by a team.
+template <class G, class Team>
+DSPARK_HOST_DEVICE int first_equal(Team& team, const TreeScratch& s, int p, int j) {
+  int first = p;
+  for (int q = team.lane(); q < p; q += team.size()) {
+    if (s.apart[q][p] > j && q < first) first = q;
+  }
+  return team.min(first);
 }
 
 template <class G>
@@ -65,11 +67,12 @@ DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& 
     s.apart[q][p] = together ? tails.length : 0;
   }
   g.sync();
-  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+  auto team = g.team();
+  for (int child = team.index(); child < shape.paths * tails.length; child += team.count()) {
     const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
     const int64_t token = token_of<G>(tails, child);
-    if (token < 0 || token >= shape.vocab) g.lower(&s.apart[p][p], j);
-    for (int q = 0; q < p; ++q) {
+    if (team.lane() == 0 && (token < 0 || token >= shape.vocab)) g.lower(&s.apart[p][p], j);
+    for (int q = team.lane(); q < p; q += team.size()) {
       if (tails.tokens[q * tails.stride + j] != token) g.lower(&s.apart[q][p], j);
     }
   }
@@ -80,30 +83,38 @@ DSPARK_HOST_DEVICE void compare_paths(G& g, const GlmShape& shape, const Tails& 
 template <class G>
 DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& tails,
                                     const GlmWorkspace& work, TreeScratch& s) {
-  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+  auto team = g.team();
+  const int children = shape.paths * tails.length;
+  for (int child = team.index(); child < children; child += team.count()) {
     const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
     float best = 0;
-    for (int q = 0; q < shape.paths && j < s.apart[p][p]; ++q) {
+    for (int q = team.lane(); q < shape.paths && j < s.apart[p][p]; q += team.size()) {
       const float own = tails.path_scores[q * tails.stride + j];  // NaN is not above
       if (j < (q < p ? s.apart[q][p] : s.apart[p][q]) && own > best) best = own;
     }
-    tails.reach[child] = best;
+    best = team.max(best);
+    if (team.lane() == 0) work.scores[child] = best;
   }
   g.sync();
-  for (int p = g.lane(); p < shape.paths; p += g.size()) {
-    float above = s.path_node[p] >= 0 ? s.score[tails.start + s.path_node[p]] : 0;
-    for (int j = 0; j < tails.length; ++j) {
-      float* const reach = tails.reach + p * tails.length + j;
-      *reach = above = *reach < above ? *reach : above;
+  for (int child = team.index(); child < children; child += team.count()) {
+    const int p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
+    const bool alone = team.size() == 1;  // who has done the one above
+    float least = s.path_node[p] >= 0 ? s.score[tails.start + s.path_node[p]] : 0;
+    if (alone && j > 0) least = tails.reach[child - 1];
+    for (int i = alone ? j : team.lane(); i <= j; i += team.size()) {
+      least = fminf(least, work.scores[child - j + i]);
     }
+    least = team.min(least);
+    if (team.lane() == 0) tails.reach[child] = least;
   }
   g.sync();
-  for (int child = g.lane(); child < shape.paths * tails.length; child += g.size()) {
+  for (int child = team.index(); child < children; child += team.count()) {
     const int p = path_of<G>(tails, child);
-    const bool stands = first_equal<G>(s, p, steps_of<G>(tails, child)) == p;
+    const bool stands = first_equal<G>(team, s, p, steps_of<G>(tails, child)) == p;
+    if (team.lane() != 0) continue;
     const float own = stands ? tails.reach[child] : 0;
     work.scores[child] = own;
-    if constexpr (kCountScores<G>) count_score(g, own, 1, s.counts);
+    if constexpr (kCountScores<G>) count_score(g, s.counts.range, own, 1, s.counts);
     tails.order[child] = 0;
   }
   g.sync();
@@ -113,20 +124,19 @@ DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& ta
 template <class G>
 DSPARK_HOST_DEVICE void order_paths(G& g, const GlmShape& shape, const Tails& tails,
                                     const GlmWorkspace& work, TreeScratch& s) {
-  for (int other = g.lane(); other < shape.paths * tails.length; other += g.size()) {
+  auto team = g.team();
+  for (int other = team.index(); other < shape.paths * tails.length; other += team.count()) {
     const int p = path_of<G>(tails, other), j = steps_of<G>(tails, other);
-    for (int q = 0; q < p; ++q) {
+    for (int q = team.lane(); q < p; q += team.size()) {
       const int one = q * tails.length + j;
       if (j < s.apart[q][p] || tails.reach[one] + tails.reach[other] == 0) continue;
       int back = 0;  // equal nodes are in the order of their parents
       const auto score = [&](int child) { return tails.reach[child - back]; };
-      const auto token = [&](int child) {
-        return tails.tokens[path_of<G>(tails, child) * tails.stride + j - back];
-      };
-      while (back < j && score(one) == score(other) && token(one) == token(other)) ++back;
-      const bool q_first = score(one) != score(other)   ? score(one) > score(other)
-                           : token(one) != token(other) ? token(one) < token(other)
-                                                        : s.path_node[q] < s.path_node[p];
+      const auto token = [&](int path) { return tails.tokens[path * tails.stride + j - back]; };
+      while (back < j && score(one) == score(other) && token(q) == token(p)) ++back;
+      const bool q_first = score(one) != score(other) ? score(one) > score(other)
+                           : token(q) != token(p)     ? token(q) < token(p)
+                                                      : s.path_node[q] < s.path_node[p];
       const int first = q_first ? one : other, next = q_first ? other : one;
       if (work.scores[first] > 0) g.add(&tails.order[next], 1);
     }
@@ -148,10 +158,12 @@ DSPARK_HOST_DEVICE void append_tails(G& g, const Tails& tails, const Stay& stay,
     s.score[node] = score_of<G>((value & kRest) << kRestBits);
     s.depth[node] = tails.depth + 1 + steps_of<G>(tails, child);
   });
-  for (int i = g.lane(); i < stay.children; i += g.size()) {
+  auto team = g.team();
+  for (int i = team.index(); i < stay.children; i += team.count()) {
     const int child = s.moved[i], p = path_of<G>(tails, child), j = steps_of<G>(tails, child);
-    s.parent[stay.nodes + i] = j == 0 ? stay.place(s, tails.start + s.path_node[p])
-                                      : node_of[first_equal<G>(s, p, j - 1) * tails.length + j - 1];
+    int parent = stay.place(s, tails.start + s.path_node[p]);
+    if (j > 0) parent = node_of[first_equal<G>(team, s, p, j - 1) * tails.length + j - 1];
+    if (team.lane() == 0) s.parent[stay.nodes + i] = static_cast<int16_t>(parent);
   }
   g.sync();
 }

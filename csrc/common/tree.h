@@ -44,7 +44,7 @@ DSPARK_HOST_DEVICE void append_child(const Team& team, int paths, const Level& l
 // returns how many stay: those which score at least min_score times what all better ones sum up to.
 template <class G>
 DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScratch& s) {
-  const float bar = kCountScores<G> ? s.counts.bar : 0;
+  const float bar = kCountScores<G> ? s.counts.range.bar : 0;
   for (int i = g.lane(); i < kept; i += g.size()) {
     if (s.score[i] > bar) s.key[g.add(&s.ranked, 1)] = key_of<G>(s.score[i], i);
   }
@@ -52,13 +52,13 @@ DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScr
   const int ranked = s.ranked, most = ranked < shape.nodes ? ranked : shape.nodes;
   sort(g, s.key, ranked, [&](const auto& team, int place, uint64_t key) {
     if (team.lane() != 0 || place >= shape.nodes) return;
-    s.order[place] = key;
+    s.key[kRoom + place] = key;
     s.moved[key & kRest] = static_cast<int16_t>(place);
   });
   if (shape.min_score == 0) return most;
   int stay = 0;
   for (float sum = 0; stay < most; ++stay) {
-    const float score = score_of<G>(s.order[stay]);
+    const float score = score_of<G>(s.key[kRoom + stay]);
     if (score < shape.min_score * sum) break;
     sum += score;
   }
@@ -71,12 +71,16 @@ DSPARK_HOST_DEVICE void write_tree(G& g, const GlmShape& shape, int kept, TreeSc
   const int stay = rank_nodes(g, shape, kept, s), words = (shape.nodes + 63) / 64;
   for (int place = g.lane(); place < shape.nodes; place += g.size()) {
     const bool used = place < stay;  // then so are its ancestors
-    const int node = used ? static_cast<int>(s.order[place] & kRest) : 0;
+    const int node = used ? static_cast<int>(s.key[kRoom + place] & kRest) : 0;
     const int parent = used ? s.parent[node] : -1;
     out.tokens[place] = used ? s.token[node] : 0;
     out.parents[place] = parent < 0 ? -1 : s.moved[parent];
     out.depths[place] = used ? s.depth[node] : 0;
     out.scores[place] = used ? s.score[node] : 0.0f;
+  }
+  // by other members
+  for (int place = g.lane() ^ g.size() / 2; place < shape.nodes; place += g.size()) {
+    const int parent = place < stay ? s.parent[s.key[kRoom + place] & kRest] : -1;
     for (int word = 0; word < words; ++word) {
       uint64_t bits = place / 64 == word ? uint64_t{1} << (place % 64) : 0;
       for (int i = parent; i >= 0; i = s.parent[i]) {
@@ -111,7 +115,8 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
   if constexpr (G::template kMatrixUnit<T>) {
     if (shape.own_mix) {
       const auto row = [&](int j) { return in.mix + j * shape.rank; };
-      copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix));
+      copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix),
+                shape.rank + kMixPad);
     }
   }
   if (g.lane() == 0) {

@@ -149,14 +149,14 @@ class BlockGroup : public Vector4Lanes {
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
-  // A warp computes 16 rows of 8 columns of each half.
+  // A warp computes 16 rows of 16 columns of each half.
   template <typename T, class Left, class Combine, class Put>
   __device__ void paired_product(int rows, int depth, const Left& left, const T* right,
                                  int right_pitch, const Combine& combine, const Put& put) const {
     using P = Parts<T>;
-    constexpr int kRows = 16, kColumns = 8, kSteps = 16;
+    constexpr int kSide = 16, kTiles = 2;
     const int row = threadIdx.x % 32 / 4, quad = threadIdx.x % 4;  // of what a lane holds
-    for (Tile tile(kRows, kColumns, rows, depth); tile.row < rows; tile.next()) {
+    for (Tile tile(kSide, kSide, rows, depth); tile.row < rows; tile.next()) {
       __syncwarp();  // the last tile may have parted it
       const int first = tile.row + row, column = tile.column;
       // a lane's four numbers of 16 are side by side, in both matrices: any order will do
@@ -167,29 +167,32 @@ class BlockGroup : public Vector4Lanes {
         from[i] = left(f < rows ? f : rows - 1) + quad * 4;
       }
       const T* across = right + (column + row) * right_pitch + quad * 4;
-      float sum[2][4] = {};
+      float sum[kTiles][2][4] = {};
 #pragma unroll kUnroll
-      for (int k = 0; k < depth; k += kSteps) {
+      for (int k = 0; k < depth; k += kSide) {
         const uint2 upper = *reinterpret_cast<const uint2*>(from[0] + k);
         const uint2 lower = *reinterpret_cast<const uint2*>(from[1] + k);
         const uint32_t both[4] = {upper.x, lower.x, upper.y, lower.y};
         DSPARK_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const uint2 b = *reinterpret_cast<const uint2*>(across + half * depth * right_pitch + k);
+        for (int i = 0; i < kTiles * 2; ++i) {
+          const int down = i / 2 * 8 + i % 2 * depth;
+          const uint2 b = *reinterpret_cast<const uint2*>(across + down * right_pitch + k);
           const uint32_t own[2] = {b.x, b.y};
-          P::multiply(sum[half], both, own);
+          P::multiply(sum[i / 2][i % 2], both, own);
         }
       }
-      Vector value[2];  // side by side: both are read before the first is written
+      Vector value[kTiles * 2];  // side by side: all are read before the first is written
       DSPARK_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        const float *one = sum[0] + i * 2, *other = sum[1] + i * 2;
-        const int f = first + i * 8 < rows ? first + i * 8 : rows - 1, k = column + quad * 2;
-        value[i] = combine(f, k, from[i] - quad * 4, {one[0], one[1], other[0], other[1]});
+      for (int i = 0; i < kTiles * 2; ++i) {
+        const float *one = sum[i / 2][0] + i % 2 * 2, *other = sum[i / 2][1] + i % 2 * 2;
+        const int f = first + i % 2 * 8, k = column + i / 2 * 8 + quad * 2;
+        value[i] = combine(f < rows ? f : rows - 1, k, from[i % 2] - quad * 4,
+                           {one[0], one[1], other[0], other[1]});
       }
       DSPARK_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        if (first + i * 8 < rows) put(first + i * 8, column + quad * 2, value[i]);
+      for (int i = 0; i < kTiles * 2; ++i) {
+        const int f = first + i % 2 * 8;
+        if (f < rows) put(f, column + i / 2 * 8 + quad * 2, value[i]);
       }
     }
     __syncthreads();
@@ -250,7 +253,7 @@ class BlockGroup : public Vector4Lanes {
 
  private:
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kUnroll = kThreads > 256 ? 2 : 4;  // as far as the registers go
+  static constexpr int kUnroll = 2;
   static_assert(kTeam >= kLeastTeam && kThreads % 32 == 0 && kWarps <= 32 &&
                 (kWarps & (kWarps - 1)) == 0);
 
