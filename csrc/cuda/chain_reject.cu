@@ -7,9 +7,11 @@
 namespace dspark {
 namespace {
 
-constexpr int kThreads = 128, kUnit = 16 * kThreads;  // logits of a slice
-constexpr int kFinishThreads = 256;
+// The slices of all rows keep a GPU busy, those of one row need more threads each.
+constexpr int kThreads = 128, kDrawThreads = 512, kFinishThreads = 256;
+constexpr int kUnit = 2048;  // logits of a slice
 using Group = BlockGroup<kThreads>;
+using DrawGroup = BlockGroup<kDrawThreads>;
 using FinishGroup = BlockGroup<kFinishThreads>;
 
 // A slice of a request per column of blocks, a row per row of blocks.
@@ -23,13 +25,13 @@ __global__ __launch_bounds__(kThreads) void chain_stats_kernel(
 }
 
 template <typename T>
-__global__ __launch_bounds__(kThreads,
+__global__ __launch_bounds__(kDrawThreads,
                              1) void chain_draw_kernel(const __grid_constant__ SlicedChain p) {
-  __shared__ Group::Scratch group_scratch;
+  __shared__ DrawGroup::Scratch group_scratch;
   __shared__ ChainScratch scratch;
-  Group group(group_scratch);
+  DrawGroup group(group_scratch);
   const int slices = p.slices.count;
-  chain_draw<Group, T>(group, p, blockIdx.x / slices, blockIdx.x % slices, scratch);
+  chain_draw<DrawGroup, T>(group, p, blockIdx.x / slices, blockIdx.x % slices, scratch);
 }
 
 template <typename T>
@@ -56,7 +58,7 @@ std::tuple<Tensor, Tensor> chain_reject(Tensor draft_tokens, Tensor draft_logits
     using T = decltype(type);
     chain_stats_kernel<T><<<rows, kThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
-    chain_draw_kernel<T><<<slices, kThreads, 0, device.stream>>>(view);
+    chain_draw_kernel<T><<<slices, kDrawThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
     chain_finish_kernel<T><<<batch, kFinishThreads, 0, device.stream>>>(view);
     check_cuda(cudaGetLastError(), kOp);
