@@ -274,7 +274,7 @@ DSPARK_HOST_DEVICE void copy_levels(G& g, const GlmShape& shape, const GlmInputs
     const int64_t token = c < shape.candidates ? *from : -1;
     return row_of_token<G>(shape, in.table_out, shape.table_out_stride, token);
   };
-  const int raw = shape.rank + kRawPad, tokens = rows.start(first + shape.levels);
+  const int raw = raw_pitch_of(shape.rank), tokens = rows.start(first + shape.levels);
   copy_rows(g, shape, tokens, row_in, reinterpret_cast<T*>(work.rows_in), raw);
   copy_rows(g, shape, shape.levels * pitch, row_out, reinterpret_cast<T*>(work.rows_out), raw);
 }
@@ -287,7 +287,7 @@ DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmI
                                          const uint8_t* parent_row, int count,
                                          const GlmWorkspace& work, const Meanwhile& meanwhile) {
   using V = typename G::Vector;
-  const int rank = shape.rank, pitch = rank + kRawPad, candidates = padded(shape.candidates);
+  const int rank = shape.rank, pitch = raw_pitch_of(rank), candidates = padded(shape.candidates);
   const bool all = shape.levels > 1;
   const T* rows_in = reinterpret_cast<const T*>(work.rows_in);
   const T* rows_out = reinterpret_cast<const T*>(work.rows_out);
@@ -305,7 +305,7 @@ DSPARK_HOST_DEVICE void multiply_on_unit(G& g, const GlmShape& shape, const GlmI
   g.paired_product(
       count, rank, [&](int f) { return rows_in + source[f] * pitch; },
       shape.own_mix ? reinterpret_cast<const T*>(work.mix) : in.mix,
-      shape.own_mix ? rank + kMixPad : rank,
+      shape.own_mix ? mix_pitch_of(rank) : rank,
       [&](int f, int k, const T* x, V sums) {
         const Two<float> a = load_two(gate + k), b = load_two(gate + rank + k);
         const V ab = G::sigmoid(sums + V{a.of[0], a.of[1], b.of[0], b.of[1]});

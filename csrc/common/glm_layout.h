@@ -39,14 +39,18 @@ class TokenRows {
   int skipped_;
 };
 
-// So that rows start in different memory banks, from which 4 or 8 bytes are read at once.
-constexpr int kRawPad = 8, kMixPad = 16;
+// How far apart rows of a matrix unit are, so that neighbours are in different memory banks: of
+// those of the tables 4 bytes are read at once, of mix 8.
+DSPARK_FORCE_INLINE constexpr int raw_pitch_of(int rank) { return rank + 8; }
+DSPARK_FORCE_INLINE constexpr int mix_pitch_of(int rank) {
+  return rank % 32 == 0 ? rank + 16 : rank;
+}
 
 DSPARK_FORCE_INLINE constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Offsets in floats: the memory has to fit into a cache, or into shared memory. F: nodes, L: levels
 // whose rows are there at once, T: their tokens. Rows for a matrix unit are as they are in the
-// tables, kRawPad apart, those of mix kMixPad.
+// tables, a pitch apart.
 struct GlmLayout {
   int mix;        // [Rp][2 Rp], transposed; the columns of b start at Rp; for a matrix unit [2R][R]
   int rows_out;   // [Rp][Cp] of the candidates, transposed and scaled; for a matrix unit [L][Cp][R]
@@ -64,7 +68,7 @@ struct GlmLayout {
   constexpr GlmLayout() = default;
   DSPARK_FORCE_INLINE explicit constexpr GlmLayout(const GlmShape& s) {
     const int rank = padded(s.rank), candidates = padded(s.candidates), nodes = padded(s.nodes);
-    const int raw_pitch = s.rank + kRawPad, of_level = s.candidates + s.paths;
+    const int raw_pitch = raw_pitch_of(s.rank), of_level = s.candidates + s.paths;
     const int tokens = s.levels > 1 ? TokenRows(s, 0, 0).start(s.heads) : larger(of_level, 1);
     // as many paths, where there are no candidates
     const int children = nodes * (s.candidates > 0 ? candidates : kPitch) + kPitch;
@@ -75,7 +79,7 @@ struct GlmLayout {
     inverse_tokens = inverse_of(of_level);
     mix = 0;
     if (s.matrix_unit) {
-      rows_out = mix + (s.own_mix ? s.rank * (s.rank + kMixPad) : 0);
+      rows_out = mix + (s.own_mix ? s.rank * mix_pitch_of(s.rank) : 0);
       rows_in = rows_out + s.levels * candidates * raw_pitch / 2;
       gates = rows_in + padded(tokens * raw_pitch / 2);
       even = gates;

@@ -8,14 +8,14 @@
 
 namespace dspark {
 
-constexpr int kFew = 64;                             // nodes kept and keys listed beyond N
+constexpr int kFew = 64;                             // keys listed beyond the N best
 constexpr int kTokens = kMaxCandidates + kMaxPaths;  // of a head and of the paths
-constexpr int kRoom = kMaxNodes + kFew;
+constexpr int kRoom = kMaxNodes + kFew;              // for nodes
 
 struct TreeScratch {
   int64_t token[kRoom];
-  uint64_t
-      key[kRoom + kRoom];  // of nodes; behind kRoom of listed children, at the end of the N best
+  // Of nodes, or of children that stay; behind kRoom of listed children, at the end of the N best.
+  uint64_t key[2 * kRoom];
   alignas(16) float score[kRoom];
   int16_t parent[kRoom];
   int16_t moved[kRoom];  // at the end: the nodes' places, best first; before it, tails' children
@@ -103,7 +103,7 @@ DSPARK_HOST_DEVICE void rank_tokens(G& g, const GlmShape& shape, const GlmInputs
     const int64_t token = p < 0 ? ids[own] : next[p * shape.path_length];
     int rank = 0, candidate = own;
     DSPARK_SIDE_BY_SIDE(4)
-    for (int c = 0; c < shape.candidates; ++c) {
+    for (int c = shape.candidates - 1; c >= 0; --c) {  // the first of equal ones
       rank += ids[c] < token;
       if (ids[c] == token) candidate = c;
     }
@@ -179,7 +179,7 @@ template <class G>
 DSPARK_HOST_DEVICE void match_paths(G& g, const GlmShape& shape, int start, const int64_t* tokens,
                                     const float* path_scores, TreeScratch& s) {
   auto team = g.team();
-  // the last members have the least to do
+  // the last members have the least to do but at the first level
   for (int p = team.count() - 1 - team.index(); p < shape.paths; p += team.count()) {
     const int f = s.path_node[p];
     const int64_t token = tokens[p * shape.path_length];

@@ -10,7 +10,7 @@ namespace dspark {
 template <class G>
 constexpr bool kCountScores = G::kExpand >= kMaxNodes;
 
-// Four bins per power of two, best scores first; the last one holds all below 2⁻³¹.
+// Four bins per power of two, best scores first; the last one holds all below 1.25 · 2⁻³².
 struct ScoreCounts {
   static constexpr int kBins = 128, kShift = 21, kRuns = 8, kRun = kBins / kRuns;
   static constexpr int kRunPitch = kRun + 4;  // runs start in different memory banks

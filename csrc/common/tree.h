@@ -1,10 +1,11 @@
 // The N best nodes of a tree of candidates and paths: expansion level by level, for `glm_tree`.
 //
 // Nodes kept so far are ordered by (depth, score desc, token, parent's order). A level adds the
-// children of the last level; then only the N best of all stay, by (score desc, depth, token,
-// parent's order), in which order they are written at the end, as far as min_score allows. A
-// dropped node cannot return, nor can its descendants, which never score higher. What the paths
-// hold below the heads is added in one go, see tails.h.
+// children of the last level; then the N best of all stay, by (score desc, depth, token, parent's
+// order), and with many members a few others, which is found out faster. In this order the N best
+// are written at the end, as far as min_score allows. A dropped node cannot return, nor can its
+// descendants, which never score higher. What the paths hold below the heads is added in one go,
+// see tails.h.
 
 #pragma once
 
@@ -40,8 +41,9 @@ DSPARK_HOST_DEVICE void append_child(const Team& team, int paths, const Level& l
   }
 }
 
-// Puts the keys of the N best nodes into s.order, best first, and their places into s.moved;
-// returns how many stay: those which score at least min_score times what all better ones sum up to.
+// Puts the keys of the N best nodes behind kRoom in s.key, best first, and their places into
+// s.moved; returns how many stay: those which score at least min_score times what all better ones
+// sum up to.
 template <class G>
 DSPARK_HOST_DEVICE int rank_nodes(G& g, const GlmShape& shape, int kept, TreeScratch& s) {
   const float bar = kCountScores<G> ? s.counts.range.bar : 0;
@@ -116,7 +118,7 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
     if (shape.own_mix) {
       const auto row = [&](int j) { return in.mix + j * shape.rank; };
       copy_rows(g, shape, 2 * shape.rank, row, reinterpret_cast<T*>(work.mix),
-                shape.rank + kMixPad);
+                mix_pitch_of(shape.rank));
     }
   }
   if (g.lane() == 0) {

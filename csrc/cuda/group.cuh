@@ -209,6 +209,7 @@ class BlockGroup : public Vector4Lanes {
     // the row and the first of two columns that a lane holds of a quarter of a matrix
     const int row = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
     for (Tile tile(kSide, kSide, rows, columns); tile.row < rows; tile.next()) {
+      __syncwarp();  // what came before may have parted it
       const int first = tile.row + row, column = tile.column;
       const float* left = in + first * in_pitch + pair;
       const T* across = right + (column + row) * right_pitch + pair;
