@@ -2,7 +2,7 @@
 # The tests of the ops on what nvcc and Triton make of the GPU's kernels: an emulator runs their PTX,
 # with AddressSanitizer over every access to memory. PYTHON: the interpreter to use; PARALLEL: options
 # of pytest-xdist; arguments go to pytest, in place of the test files. Without nvcc, Triton's kernels
-# alone.
+# alone. PTX_CLOCK: a file that tells what every block waits for, by a model (ptx/clock.h).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}

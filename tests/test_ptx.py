@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,38 @@ def test_matrix_product():
         both, out,
     )  # fmt: skip
     torch.testing.assert_close(out, a.float() @ b.float()[:, :8])
+
+
+def clocked(code, file):
+    """Cycles of a block by the clock, and where its longest chains were."""
+    from ptx import device
+
+    start = "mov.u32 %r1, %tid.x; mov.u32 %r2, memory; st.shared.u32 [%r2], %r2; bar.sync 0;"
+    device.clock(str(file))
+    try:
+        run(start + code)
+    finally:
+        device.clock("")
+    report = file.read_text()
+    file.unlink()
+    return int(re.search(r"(\d+) cycles", report)[1]), report.split("by place\n")[1]
+
+
+def test_a_clock_tells_what_a_block_waits_for(tmp_path):
+    """Chains of loads, banks, and slow units; the rest of the code is the same."""
+    file = tmp_path / "report"
+    load = "ld.shared.u32 %r{}, [%r2];\n"
+    in_turn, place = clocked(load.format(2) * 24, file)
+    side_by_side, _ = clocked("".join(load.format(i) for i in range(10, 34)), file)
+    assert in_turn > side_by_side + 20 * 24
+    assert "line" in place
+    banks = [
+        clocked(f"mad.lo.u32 %r3, %r1, {stride}, %r2;" + "st.shared.u32 [%r3], %r1;" * 20, file)[0]
+        for stride in (4, 8, 32)
+    ]
+    assert banks[0] < banks[1] < banks[2]
+    slow = "ex2.approx.f32 %f1, %f1;"
+    assert clocked(slow * 8, file)[0] > clocked(slow * 4, file)[0] + 80
 
 
 OFFSET = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; mov.u32 %r3, memory; add.u32 %r3, %r3, %r2;"

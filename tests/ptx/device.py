@@ -6,6 +6,7 @@ their own launchers, whose CUDA runtime is the emulator; Triton's through a driv
 
 import ctypes
 import itertools
+import os
 import subprocess
 import warnings
 from functools import partial
@@ -53,6 +54,11 @@ def launch(name, grid, threads, dynamic_bytes, arguments) -> None:
     addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
     blocks, sizes = (ctypes.c_int64 * 3)(*grid), map(ctypes.c_int64, (threads, dynamic_bytes))
     _check(_emulator.ptx_launch(name.encode(), blocks, *sizes, addresses))
+
+
+def clock(file: str) -> None:
+    """Append to a file what clocks say of every block that runs, see clock.h; "": no more."""
+    _emulator.ptx_clock(file.encode())
 
 
 def launches(part: str) -> int:
@@ -134,6 +140,7 @@ def _on_the_cpu(op):
 
 def install(capability: int) -> None:
     """Let our ops run their PTX; for the rest of the process."""
+    clock(os.environ.get("PTX_CLOCK", ""))
     _stop_at_ptx()
     driver._active = _Driver(capability)
     tiles = max(known for known in (80, 90, 100) if known <= capability)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <fstream>
 #include <numeric>
 #include <sstream>
 
@@ -112,12 +113,15 @@ void Warp::step(size_t index) {
       }
     }
   };
+  Clock* const clock = block_.clock();
   switch (instruction.flow) {
     case Flow::kNext:
+      if (clock != nullptr) clock->issue(*this, place.at, lanes);
       if (lanes != 0) instruction.run(*this, instruction, lanes);
       ++place.at;
       break;
     case Flow::kBranch:
+      if (clock != nullptr) clock->end_chain(*this, place.at);
       if (lanes == place.lanes) {
         place.at = instruction.target;
       } else {
@@ -136,6 +140,7 @@ void Warp::step(size_t index) {
         return;
       }
       at_barrier_ = true;
+      if (clock != nullptr) clock->end_chain(*this, place.at);
       return;
     case Flow::kWarpSync: {
       uint32_t wanted = 0;  // by any of the lanes
@@ -152,6 +157,7 @@ void Warp::step(size_t index) {
         place.waits = true;
         return;
       }
+      if (clock != nullptr) clock->issue(*this, place.at, lanes);
       instruction.run(*this, instruction, lanes);
       syncs_ += instruction.name() == "bar";
       ++place.at;
@@ -313,6 +319,11 @@ void Block::run() {
       }
     }
     if (progress) continue;
+    if (clock_ != nullptr) {
+      const auto first = std::find_if(warps_.begin(), warps_.end(),
+                                      [](const Warp& warp) { return warp.at_barrier(); });
+      clock_->end_phase(first == warps_.end() ? -1 : first->at());
+    }
     if (!waiting) return;
     ++barrier_;
     for (Warp& warp : warps_) {
@@ -321,7 +332,11 @@ void Block::run() {
   }
 }
 
-void run(const Launch& launch, uint64_t seed) {
+void Block::start_clock() {
+  clock_ = std::make_unique<Clock>(*launch_.function, static_cast<int>(warps_.size()), memory_);
+}
+
+void run(const Launch& launch, uint64_t seed, const std::string& clock_file) {
   const Function& function = *launch.function;
   const int64_t threads = launch.threads.count();
   if (threads > function.max_threads || threads < 1 ||
@@ -336,7 +351,12 @@ void run(const Launch& launch, uint64_t seed) {
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
   GlobalTouches global;
-  for (const int64_t i : order) Block(launch, i, global, random).run();
+  for (const int64_t i : order) {
+    Block block(launch, i, global, random);
+    if (!clock_file.empty()) block.start_clock();
+    block.run();
+    if (!clock_file.empty()) std::ofstream(clock_file, std::ios::app) << block.report() << "\n";
+  }
 }
 
 }  // namespace ptx

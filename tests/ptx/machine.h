@@ -9,6 +9,7 @@
 #include <span>
 #include <unordered_map>
 
+#include "clock.h"
 #include "program.h"
 
 namespace ptx {
@@ -84,6 +85,7 @@ class Warp {
   void run(int instructions);
   bool done() const { return places_.empty(); }
   bool at_barrier() const { return at_barrier_; }
+  int at() const { return places_.front().at; }
   void leave_barrier();
 
   uint64_t* reg(int index) { return registers_[index].data(); }
@@ -146,6 +148,10 @@ class Block {
  public:
   Block(const Launch& launch, int64_t index, GlobalTouches& global, std::mt19937& random);
   void run();
+  // Lets a clock run beside the block, whose report is there when it has run.
+  void start_clock();
+  std::string report() const { return clock_->report(number_); }
+  Clock* clock() { return clock_.get(); }
 
   const Launch& launch() const { return launch_; }
   Size index() const { return index_; }
@@ -168,10 +174,11 @@ class Block {
   Touched touched_;
   int barrier_ = 0;
   std::vector<Warp> warps_;
+  std::unique_ptr<Clock> clock_;
 };
 
-// Runs all blocks, in random order.
-void run(const Launch& launch, uint64_t seed);
+// Runs all blocks, in random order; the reports of a clock go to the end of a file that has a name.
+void run(const Launch& launch, uint64_t seed, const std::string& clock_file);
 
 template <typename F>
 void each(uint32_t lanes, const F& f) {

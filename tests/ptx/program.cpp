@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <set>
 #include <utility>
@@ -47,10 +48,17 @@ class Parser {
     std::map<std::string, Function> functions;
     while (skip_blanks()) {
       const std::string word = next();
-      if (word == ".extern" || word == ".global") {
+      if (word == ".version") {  // the next module of several
+        sources_ = std::make_shared<std::vector<Source>>();
+        files_ = std::make_shared<std::map<int, std::string>>();
+        places_.clear(), source_ = -1;
+      } else if (word == ".file") {
+        file();
+      } else if (word == ".extern" || word == ".global") {
         declaration(word == ".global");
       } else if (word == ".entry") {
         Function function = entry();
+        function.sources = sources_, function.files = files_;
         functions.emplace(function.name, std::move(function));
       }
     }
@@ -58,6 +66,8 @@ class Parser {
   }
 
  private:
+  using Place = std::array<int, 3>;  // in a source: file, line, column
+
   // -- words
 
   bool skip_blanks() {
@@ -210,7 +220,8 @@ class Parser {
     skip_blanks();
     const int line = line_;
     std::string word = next();
-    if (word == ".loc" || word == ".file") return skip_line();
+    if (word == ".loc") return location();
+    if (word == ".file") return file();
     if (word == ".reg") {
       while (word[0] == '.') word = next();
       for (;; word = next()) {
@@ -240,6 +251,7 @@ class Parser {
     }
     Instruction instruction;
     instruction.line = line;
+    instruction.source = source_;
     if (word == "@") {
       instruction.unless = take('!');
       instruction.guard = register_of(next());
@@ -255,6 +267,39 @@ class Parser {
       expect(';');
     }
     function_->code.push_back(std::move(instruction));
+  }
+
+  void file() {  // .file 3 "folder/name", and more
+    const auto number = static_cast<int>(integer());
+    expect('"');
+    const size_t end = text_.find('"', at_), folder = text_.rfind('/', end);
+    const size_t start = folder == std::string::npos || folder < at_ ? at_ : folder + 1;
+    (*files_)[number] = text_.substr(start, end - start);
+    skip_line();
+  }
+
+  // .loc 3 120 7, function_name name, inlined_at 2 45 9
+  void location() {
+    const Place place = next_place();
+    int inlined_at = -1;
+    if (text_[at_] == ',') {
+      while (next() != "inlined_at") {
+      }
+      inlined_at = source_at(next_place(), -1);
+    }
+    skip_line();
+    places_.erase(place);
+    source_ = source_at(place, inlined_at);
+  }
+  Place next_place() {
+    Place place;
+    for (int& number : place) number = static_cast<int>(integer());
+    return place;
+  }
+  int source_at(const Place& place, int inlined_at) {
+    const auto [found, added] = places_.emplace(place, sources_->size());
+    if (added) sources_->push_back({place[0], place[1], inlined_at});
+    return found->second;
   }
 
   void expect_word(const char* wanted) {
@@ -319,6 +364,10 @@ class Parser {
   const std::string& text_;
   size_t at_ = 0;
   int line_ = 1;
+  int source_ = -1;
+  std::map<Place, int> places_;  // the latest of sources_
+  std::shared_ptr<std::vector<Source>> sources_;
+  std::shared_ptr<std::map<int, std::string>> files_;
   std::vector<std::pair<std::string, int64_t>>
       dynamic_;  // shared memory of unknown size, alignment
   std::set<std::string> globals_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -35,6 +36,7 @@ struct Instruction {
   std::vector<Operand> operands;
   const std::vector<std::string>* parts = nullptr;  // of its name: "ld", "global", "v2", "u32"
   int line = 0;
+  int source = -1;  // where it comes from, if that is known
 
   const std::string& name() const { return parts->front(); }
   const std::string& part(int i) const { return parts->at(i < 0 ? parts->size() + i : i); }
@@ -64,6 +66,11 @@ struct Parameter {
   int64_t offset, bytes;
 };
 
+struct Source {
+  int file, line;
+  int inlined_at;  // another one, or -1
+};
+
 struct Function {
   std::string name;
   std::vector<Parameter> parameters;
@@ -74,6 +81,9 @@ struct Function {
   std::vector<std::pair<int, uint64_t>> constants;  // registers of numbers and addresses
   std::vector<std::pair<int, Special>> specials;
   std::vector<Instruction> code;
+  // Of the whole module, if nvcc was called with -lineinfo.
+  std::shared_ptr<const std::vector<Source>> sources;
+  std::shared_ptr<const std::map<int, std::string>> files;
 };
 
 // The functions of a module; throws std::runtime_error for what is not known.

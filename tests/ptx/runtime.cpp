@@ -37,6 +37,7 @@ struct {
   void* stream;
 } configuration;
 std::map<std::string, int64_t> launches;  // of each function
+std::string clock_file;
 
 int failed(std::string what) {
   last_error = error_text = std::move(what);
@@ -86,9 +87,12 @@ const char* ptx_launch(const char* name, const int64_t blocks[3], int64_t thread
       const auto [offset, bytes] = function.parameters[i];
       memcpy(launch.parameters.data() + offset, arguments[i], bytes);
     }
-    ptx::run(launch, ++launches[name]);
+    ptx::run(launch, ++launches[name], clock_file);
   });
 }
+
+// From now on, clocks report to the end of this file; to none if it is empty.
+void ptx_clock(const char* file) { clock_file = file; }
 
 // How many launches there were of functions with this in their name.
 int64_t ptx_launches(const char* part) {
