@@ -2,9 +2,10 @@
 
 Top-k and top-p both keep the logits above which less than some limit lies: less than k logits, or
 less than top_p of the mass. The floor is the lowest such value, found among the bit patterns of
-float32 in 8 passes of 16 intervals. A pass is a launch, in which several programs share a row; what
-they count is added up, in a fixed order, by the next one. Once few logits are left that can matter,
-a program notes their columns, and later passes read these alone.
+float32 in 8 passes of 16 intervals. The first of them are launches, in which several programs share
+a row; what they count is added up, in a fixed order, by the next one. The last launch notes which
+columns it has in its intervals, which are narrow by then, and what is above them; these alone are
+read in the other passes, by one program.
 """
 
 import torch
@@ -17,8 +18,10 @@ from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
+LAUNCHED = tl.constexpr(4)  # passes that are launches of their own
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
-LISTED = tl.constexpr(512)  # columns that a program notes at most
+LISTED = tl.constexpr(256)  # columns that a program notes at most
+FINISH_WARPS = 8  # of a program that does the last passes
 
 
 @triton.jit
@@ -38,12 +41,9 @@ def _weigh(x, shift, floor, MASS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["V"])
 def _highest_kernel(
-    logits_ptr, temperature_ptr, highest_ptr, length_ptr, V, logits_stride, BLOCK_V: tl.constexpr
+    logits_ptr, temperature_ptr, highest_ptr, V, logits_stride, BLOCK_V: tl.constexpr
 ):  # fmt: skip
-    """The highest logits / τ of a row in part program_id(1): highest [rows, parts].
-
-    There is no list of columns yet: length [rows, parts] is -1.
-    """
+    """The highest logits / τ of a row in part program_id(1): highest [rows, parts]."""
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     temperature = tl.load(temperature_ptr + row)
     highest = tl.full((BLOCK_V,), float("-inf"), tl.float32)
@@ -53,7 +53,6 @@ def _highest_kernel(
             x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             highest = tl.maximum(highest, x)
     tl.store(highest_ptr + row * parts + part, tl.max(highest, axis=0))
-    tl.store(length_ptr + row * parts + part, -1)
 
 
 @triton.jit
@@ -75,38 +74,44 @@ def _cuts(cut_ptr, row, temperature, V, MASS: tl.constexpr):
 
 
 @triton.jit
-def _narrow(
-    cut_ptr, above_ptr, total_ptr, low, width, row, parts, MASS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """The start of that one of the intervals from `low` on in which the value looked for lies.
-
-    Among all int32 b in the order of floats it is the smallest for which the weight above b is
-    below the limit: above [rows, parts, INTERVALS] holds the weights above the intervals' ends.
-    """
-    part = tl.arange(0, BLOCK_P)
-    place, known = row * parts + part, part < parts
+def _limit(cut_ptr, total_ptr, row, parts, MASS: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The weight that all above the value looked for stays below."""
     limit = tl.load(cut_ptr + row).to(tl.float32)
     if MASS:
-        total = tl.sum(tl.load(total_ptr + place, known, other=0.0), axis=0)
+        part = tl.arange(0, BLOCK_P)
+        total = tl.sum(tl.load(total_ptr + row * parts + part, part < parts, other=0.0), axis=0)
         limit = tl.maximum(limit * total, 1e-38)  # the highest always stays
-    above_ptrs = above_ptr + place[:, None] * INTERVALS + tl.arange(0, INTERVALS)[None, :]
-    above = tl.sum(tl.load(above_ptrs, known[:, None], other=0.0), axis=0)
-    return low + tl.sum((above >= limit).to(tl.int64), axis=0) * width
+    return limit
+
+
+@triton.jit
+def _added_up(above_ptr, row, parts, BLOCK_P: tl.constexpr):
+    """The weights above the intervals' ends [INTERVALS], of all parts [rows, parts, INTERVALS]."""
+    part = tl.arange(0, BLOCK_P)
+    above_ptrs = above_ptr + (row * parts + part)[:, None] * INTERVALS
+    above_ptrs += tl.arange(0, INTERVALS)[None, :]
+    return tl.sum(tl.load(above_ptrs, (part < parts)[:, None], other=0.0), axis=0)
+
+
+@triton.jit
+def _intervals(above, limit):
+    """How many intervals end before the value looked for: among all int32 in the order of floats
+    the smallest for which the weight above it is below the limit."""
+    return tl.sum((above >= limit).to(tl.int64), axis=0)
 
 
 @triton.jit(do_not_specialize=["V", "number"])
 def _pass_kernel(
     logits_ptr, temperature_ptr, cut_ptr, highest_ptr, floor_ptr, low_ptr, above_ptr, total_ptr,
     list_ptr, length_ptr, V, logits_stride, number,
-    MASS: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
+    MASS: tl.constexpr, NOTE: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Pass `number` over a row's part program_id(1).
 
-    low [PASSES, rows] is where its intervals start, above [PASSES, rows, parts, INTERVALS] the
+    low [LAUNCHED, rows] is where its intervals start, above [LAUNCHED, rows, parts, INTERVALS] the
     weights above their ends, total [rows, parts] all weight. Only what is at least `floor` counts.
-    list [rows, parts, LISTED] holds the columns of all that is not below a pass's intervals, as
-    soon as they fit: length [rows, parts], -1 until then.
+    With NOTE, list [rows, parts, LISTED] gets the columns of all that is in the intervals, and
+    length [rows, parts] how many they are, or -1 if they do not fit.
     """
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows = tl.num_programs(0)
@@ -117,10 +122,9 @@ def _pass_kernel(
         if number > 0:
             before = number - 1
             above = above_ptr + before.to(tl.int64) * rows * parts * INTERVALS
-            low = tl.load(low_ptr + before * rows + row)
-            low = _narrow(
-                cut_ptr, above, total_ptr, low, width * INTERVALS, row, parts, MASS, BLOCK_P
-            )
+            limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
+            ended = _intervals(_added_up(above, row, parts, BLOCK_P), limit)
+            low = tl.load(low_ptr + before * rows + row) + ended * width * INTERVALS
         if part == 0:
             tl.store(low_ptr + number * rows + row, low)
         last = low + (tl.arange(0, INTERVALS) + 1) * width - 1  # of each interval
@@ -128,32 +132,24 @@ def _pass_kernel(
         floor = tl.cast(float("-inf"), tl.float32)
         if floor_ptr is not None:
             floor = tl.load(floor_ptr + row)
-        length_ptr += row * parts + part
-        list_ptr += (row * parts + part) * LISTED
-        length, written = tl.load(length_ptr), 0
-        listed = length >= 0
-        if not listed:
-            length = tl.cdiv(tl.maximum(V - part * BLOCK_V, 0), parts * BLOCK_V) * BLOCK_V
-        to_list = (number > 0) & (not listed)
         above = tl.zeros((INTERVALS, BLOCK_V), tl.float32)
         total = tl.zeros((BLOCK_V,), tl.float32)
-        for start in range(0, length, BLOCK_V):
-            place = start + tl.arange(0, BLOCK_V)
-            column = part * BLOCK_V + start * (parts - 1) + place
-            if listed:
-                column = tl.load(list_ptr + place, place < length, other=V)
+        written = 0
+        for start in range(part * BLOCK_V, V, parts * BLOCK_V):
+            column = start + tl.arange(0, BLOCK_V)
             x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             weight = _weigh(x, shift, floor, MASS)
             bits = ordered_bits(x)
             above += tl.where(bits[None, :] > last.to(tl.int32)[:, None], weight[None, :], 0.0)
             total += weight
-            if to_list:
-                stays = ((bits >= low) & (column < V)).to(tl.int32)
-                to = written + tl.cumsum(stays, axis=0) - 1
-                tl.store(list_ptr + to, column, (stays > 0) & (to < LISTED))
-                written += tl.sum(stays, axis=0)
-        if to_list:
-            tl.store(length_ptr, tl.where(written <= LISTED, written, -1))
+            if NOTE:
+                inside = (bits >= low) & (bits < low + width * INTERVALS) & (column < V)
+                to = written + tl.cumsum(inside.to(tl.int32), axis=0) - 1
+                own_list = list_ptr + (row * parts + part) * LISTED
+                tl.store(own_list + to, column, inside & (to < LISTED))
+                written += tl.sum(inside.to(tl.int32), axis=0)
+        if NOTE:
+            tl.store(length_ptr + row * parts + part, tl.where(written <= LISTED, written, -1))
         out = (number.to(tl.int64) * rows + row) * parts + part
         tl.store(above_ptr + out * INTERVALS + tl.arange(0, INTERVALS), tl.sum(above, axis=1))
         if MASS:
@@ -161,10 +157,52 @@ def _pass_kernel(
                 tl.store(total_ptr + row * parts + part, tl.sum(total, axis=0))
 
 
+@triton.jit
+def _above(x, shift, floor, last, MASS: tl.constexpr):
+    """The weights [INTERVALS] of x [BLOCK] above the intervals' ends."""
+    weight = _weigh(x, shift, floor, MASS)
+    higher = ordered_bits(x)[None, :] > last.to(tl.int32)[:, None]
+    return tl.sum(tl.where(higher, weight[None, :], 0.0), axis=1)
+
+
+@triton.jit(do_not_specialize=["V", "parts"])
+def _last_passes(
+    logits_ptr, temperature, shift, floor, limit, low, beyond, list_ptr, length_ptr, row, V, parts,
+    MASS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """The value looked for, as int64 in the order of floats: it is among the 16^(PASSES - LAUNCHED)
+    from `low` on. beyond: the weight above what was noted. Of all columns, if it is not complete.
+    """
+    part = row * parts + tl.arange(0, BLOCK_P)
+    known = tl.arange(0, BLOCK_P) < parts
+    length = tl.load(length_ptr + part, known, other=0)
+    listed = tl.min(length, axis=0) >= 0
+    place = tl.arange(0, BLOCK_P * LISTED)
+    own = row * parts + place // LISTED
+    own_length = tl.load(length_ptr + own, place // LISTED < parts, other=0)
+    column = tl.load(
+        list_ptr + row * parts * LISTED + place, listed & (place % LISTED < own_length), other=V
+    )
+    x = _load_scaled(logits_ptr, column, V, temperature)
+    if not listed:
+        beyond = tl.cast(0.0, tl.float32)
+    for number in range(LAUNCHED, PASSES):
+        width = tl.cast(1, tl.int64) << (4 * (PASSES - 1 - number))
+        last = low + (tl.arange(0, INTERVALS) + 1) * width - 1
+        above = _above(x, shift, floor, last, MASS) + beyond
+        if not listed:
+            for start in range(0, V, BLOCK_P * LISTED):
+                other = _load_scaled(logits_ptr, start + place, V, temperature)
+                above += _above(other, shift, floor, last, MASS)
+        low += _intervals(above, limit) * width
+    return low
+
+
 @triton.jit(do_not_specialize=["V", "parts"])
 def _floor_kernel(
-    temperature_ptr, cut_ptr, highest_ptr, before_ptr, low_ptr, above_ptr, total_ptr, min_p_ptr,
-    floor_ptr, V, parts, MASS: tl.constexpr, BLOCK_P: tl.constexpr,
+    logits_ptr, temperature_ptr, cut_ptr, highest_ptr, before_ptr, low_ptr, above_ptr, total_ptr,
+    list_ptr, length_ptr, min_p_ptr, floor_ptr, V, logits_stride, parts,
+    MASS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The lowest logits / τ that a row keeps: after a search, after `before`, and with min-p."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -175,10 +213,15 @@ def _floor_kernel(
         floor = tl.load(before_ptr + row)
     if cut_ptr is not None:
         if _cuts(cut_ptr, row, temperature, V, MASS):
-            last = (PASSES - 1) * rows
+            last = (LAUNCHED - 1) * rows
             above = above_ptr + last.to(tl.int64) * parts * INTERVALS
-            low = _narrow(
-                cut_ptr, above, total_ptr, tl.load(low_ptr + last + row), 1, row, parts, MASS,
+            width: tl.constexpr = 16 ** (PASSES - LAUNCHED)
+            limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
+            weights = _added_up(above, row, parts, BLOCK_P)
+            low = tl.load(low_ptr + last + row) + _intervals(weights, limit) * width
+            low = _last_passes(
+                logits_ptr + row * logits_stride, temperature, finite_or_zero(highest), floor,
+                limit, low, tl.min(weights, axis=0), list_ptr, length_ptr, row, V, parts, MASS,
                 BLOCK_P,
             )  # fmt: skip
             lowest = value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
@@ -196,27 +239,28 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     parts = min(ceil_div(vocabulary, chosen.blocks["BLOCK_V"]), MAX_PARTS)
     grid, block_p = (rows, parts), next_power_of_2(parts)
     highest, total = (logits.new_empty(rows, parts, dtype=torch.float32) for _ in range(2))
-    low = logits.new_empty(PASSES.value, rows, dtype=torch.int64)
-    above = logits.new_empty(PASSES.value, rows, parts, INTERVALS.value, dtype=torch.float32)
+    low = logits.new_empty(LAUNCHED.value, rows, dtype=torch.int64)
+    above = logits.new_empty(LAUNCHED.value, rows, parts, INTERVALS.value, dtype=torch.float32)
     columns = logits.new_empty(rows, parts, LISTED.value, dtype=torch.int32)
     length = logits.new_empty(rows, parts, dtype=torch.int32)
+    found = low, above, total, columns, length
     _highest_kernel[grid](
-        logits, temperature, highest, length, vocabulary, logits.stride(0), **chosen.options()
+        logits, temperature, highest, vocabulary, logits.stride(0), **chosen.options()
     )
     floor = None
     searches = [(cut, cut is top_p) for cut in (top_k, top_p) if cut is not None]
     for index, (cut, mass) in enumerate(searches or [(None, False)]):
-        for number in range(PASSES.value if searches else 0):
+        for number in range(LAUNCHED.value if searches else 0):
             _pass_kernel[grid](
-                logits, temperature, cut, highest, floor, low, above, total, columns, length,
-                vocabulary, logits.stride(0), number, MASS=mass, BLOCK_P=block_p,
+                logits, temperature, cut, highest, floor, *found, vocabulary, logits.stride(0),
+                number, MASS=mass, NOTE=number + 1 == LAUNCHED.value, BLOCK_P=block_p,
                 **chosen.options(),
             )  # fmt: skip
         before, floor = floor, logits.new_empty(rows, dtype=torch.float32)
         _floor_kernel[(rows,)](
-            temperature, cut, highest, before, low, above, total,
-            min_p if index + 1 >= len(searches) else None, floor, vocabulary, parts, MASS=mass,
-            BLOCK_P=block_p,
+            logits, temperature, cut, highest, before, *found,
+            min_p if index + 1 >= len(searches) else None, floor, vocabulary, logits.stride(0),
+            parts, MASS=mass, BLOCK_P=block_p, num_warps=FINISH_WARPS,
         )  # fmt: skip
     return floor
 
