@@ -144,6 +144,25 @@ def test_more_candidates_than_are_noted(spread, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("equal", [250, 262, 512])
+def test_many_equal_candidates_in_one_place(equal, device):
+    """As many as are noted of a part, and more, where the others of the row have few."""
+    arguments = inputs(2, 9_000, "top_k top_p", seed=6, device=device, scale=1.0)
+    arguments["logits"][:, :equal] = 2.5
+    arguments["top_k"] = torch.tensor([equal // 2, 0], dtype=torch.int32, device=device)
+    check(arguments)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("masked", [-math.inf, torch.finfo(torch.float32).min])
+def test_fewer_tokens_are_left_than_top_k(masked, device):
+    arguments = inputs(2, 9_000, "top_k top_p", seed=7, device=device)
+    arguments["logits"][:, 100:] = masked
+    arguments["top_k"] = torch.tensor([101, 5_000], dtype=torch.int32, device=device)
+    check(arguments)
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize("cuts", CUTS[1:])
 def test_ties_share_their_fate(cuts, device):
     arguments = inputs(12, 50, cuts, device=device)

@@ -18,7 +18,7 @@ from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
-LAUNCHED = tl.constexpr(4)  # passes that are launches of their own
+LAUNCHED = tl.constexpr(5)  # passes that are launches of their own
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
 LISTED = tl.constexpr(256)  # columns that a program notes at most
 FINISH_WARPS = 8  # of a program that does the last passes
@@ -96,8 +96,9 @@ def _added_up(above_ptr, row, parts, BLOCK_P: tl.constexpr):
 @triton.jit
 def _intervals(above, limit):
     """How many intervals end before the value looked for: among all int32 in the order of floats
-    the smallest for which the weight above it is below the limit."""
-    return tl.sum((above >= limit).to(tl.int64), axis=0)
+    the smallest for which the weight above it is below the limit. It is in one of them, whatever
+    the sums are rounded to."""
+    return tl.minimum(tl.sum((above >= limit).to(tl.int64), axis=0), INTERVALS - 1)
 
 
 @triton.jit(do_not_specialize=["V", "number"])
@@ -144,6 +145,7 @@ def _pass_kernel(
             total += weight
             if NOTE:
                 inside = (bits >= low) & (bits < low + width * INTERVALS) & (column < V)
+                inside &= (x >= floor) & (x > float("-inf"))  # others weigh nothing, or are masked
                 to = written + tl.cumsum(inside.to(tl.int32), axis=0) - 1
                 own_list = list_ptr + (row * parts + part) * LISTED
                 tl.store(own_list + to, column, inside & (to < LISTED))
@@ -165,7 +167,7 @@ def _above(x, shift, floor, last, MASS: tl.constexpr):
     return tl.sum(tl.where(higher, weight[None, :], 0.0), axis=1)
 
 
-@triton.jit(do_not_specialize=["V", "parts"])
+@triton.jit
 def _last_passes(
     logits_ptr, temperature, shift, floor, limit, low, beyond, list_ptr, length_ptr, row, V, parts,
     MASS: tl.constexpr, BLOCK_P: tl.constexpr,
