@@ -33,7 +33,16 @@ bool any_of(const std::string& name, Names... names) {
 }
 
 bool has_result(const Instruction& i) {
-  return !any_of(i.name(), "st", "red", "prefetch", "fence", "cp", "bar") && !i.operands.empty();
+  return !any_of(i.name(), "st", "stmatrix", "red", "prefetch", "fence", "cp", "bar") &&
+         !i.operands.empty();
+}
+
+// Columns of a warp group's product, "m64n128k16"; 0 for its other instructions.
+int group_columns(const Instruction& i) {
+  for (const std::string& part : *i.parts) {
+    if (part.starts_with("m64n")) return std::stoi(part.substr(4));
+  }
+  return 0;
 }
 
 bool of_memory(const Instruction& i) {
@@ -46,6 +55,8 @@ Cost cost_of(const Instruction& i) {
   const bool wide = i.has("b64") || i.has("s64") || i.has("u64") || i.has("f64");
   if (name == "mov") return {0, 0};
   if (name == "mma") return {kMma, 8, kMatrices};
+  if (name == "wgmma") return {kMma + group_columns(i) / 2, group_columns(i) / 2 + 1, kMatrices};
+  if (any_of(name, "ldmatrix", "stmatrix")) return {kShared, i.has("x4") ? 4 : 2, kMemory};
   if (any_of(name, "ex2", "lg2", "rcp", "sqrt", "rsqrt", "tanh")) return {kSpecial, 8, kFunctions};
   if (any_of(name, "popc", "clz", "bfind", "brev")) return {kSpecial / 2, 8, kFunctions};
   if (name == "shfl") return {kShuffle, 2, kMemory};
