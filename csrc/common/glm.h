@@ -138,8 +138,7 @@ DSPARK_HOST_DEVICE void softmax_rows(G& g, const GlmShape& shape, const GlmInput
   const bool calibrated = in.calibration != nullptr;
   const V slope = G::splat(calibrated ? in.calibration[2 * level] : 1.0f);
   const V shift = G::splat(calibrated ? in.calibration[2 * level + 1] : 0.0f);
-  ScoreCounts::Range range{};
-  if constexpr (kCountScores<G>) range = counts.range;
+  [[maybe_unused]] const ScoreCounts::Range range = counts.range;
   for (int f = team.index(); f < count; f += team.count()) {
     float* const row = scores + f * pitch + team.lane() * G::kWidth;
     const float* key = keys + team.lane() * G::kWidth;
@@ -208,7 +207,7 @@ DSPARK_HOST_DEVICE void prepare_levels(G& g, const GlmShape& shape, const GlmInp
   using V = typename G::Vector;
   const int pitch = padded(shape.candidates);
   auto team = g.team();
-  // the others of the members have something else to do
+  // not the first members, which multiply next
   for (int level = team.index() ^ team.count() / 4; level < shape.heads; level += team.count()) {
     const int64_t* ids = in.ids + level * shape.candidates;
     const float* from = in.keys + level * shape.candidates;

@@ -158,7 +158,7 @@ DSPARK_HOST_DEVICE Stay take_best(G& g, int nodes, int kept, TreeScratch& s) {
   for (int i = 0; i < kept; ++i) s.key[i] = key_of<G>(s.score[i], i);
   for (int i = 0; i < s.listed; ++i) s.key[kept + i] = s.key[kRoom + i];
   const uint64_t last_key = value_at(g, s.key, count, last);
-  if (count >= nodes) s.lowest = score_of<G>(last_key);
+  if (count >= nodes) s.counts.range.bar = score_of<G>(last_key);
   Stay stay{0, 0, true};
   for (int i = 0; i < count; ++i) {
     const uint64_t key = s.key[i];
@@ -200,7 +200,7 @@ DSPARK_HOST_DEVICE Stay keep_best(G& g, const GlmShape& shape, const Children& c
                                   int end, const float* scores, TreeScratch& s, const Put& put) {
   const int few = shape.nodes + kFew;
   if constexpr (!kCountScores<G>) {
-    const Choice<Children> from{children, kept, end, scores, s.lowest};
+    const Choice<Children> from{children, kept, end, scores, s.counts.range.bar};
     for (int& word : s.taken) word = 0;
     list_children(g, shape, from, s);
     if (s.listed > few) list_first_digits(g, shape, from, s);
@@ -217,15 +217,13 @@ DSPARK_HOST_DEVICE Stay keep_best(G& g, const GlmShape& shape, const Children& c
     g.sync();
     Stay stay{kept, s.listed, false};
     if (stay.children > few || kept + stay.children > kRoom) {
-      mark_nodes(g, kept, from.bar, kNoEnd, s);
-      g.sync();
-      stay = {place_of(s, kept), s.listed, true};
-      if (stay.nodes + stay.children > few) {
-        const uint64_t end_key = list_first_digits(g, shape, from, s);
+      const auto stay_below = [&](uint64_t end_key) {
         mark_nodes(g, kept, from.bar, end_key, s);
         g.sync();
-        stay = {place_of(s, kept), s.listed, true};
-      }
+        return Stay{place_of(s, kept), s.listed, true};
+      };
+      stay = stay_below(kNoEnd);
+      if (stay.nodes + stay.children > few) stay = stay_below(list_first_digits(g, shape, from, s));
       drop_nodes(g, kept, s);
     }
     sort(g, s.key + kRoom, stay.children, [&](const auto& team, int place, uint64_t key) {

@@ -24,8 +24,7 @@ struct TreeScratch {
   uint8_t source[kRoom];  // of nodes: the candidate that the token is, or a path behind these
   int taken[kRoom / 32];  // which nodes stay, a bit each
   int listed, ranked;     // how many children, and at the end nodes, that may be among the N best
-  float lowest;           // the lowest score of N nodes, if there are as many
-  ScoreCounts counts;     // see kCountScores
+  ScoreCounts counts;
   SelectScratch select;
   int path_node[kMaxPaths];   // each path's place in the last level, or -1
   int path_first[kMaxPaths];  // see match_paths
@@ -92,7 +91,7 @@ template <class G, typename T>
 DSPARK_HOST_DEVICE void rank_tokens(G& g, const GlmShape& shape, const GlmInputs<T>& in,
                                     uint32_t inverse, TreeScratch& s) {
   const int of_level = shape.candidates + shape.paths;
-  // the others of the members have something else to do
+  // not the first members, which multiply next
   for (int item = g.lane() ^ g.size() / 2; item < shape.heads * of_level; item += g.size()) {
     const int level = quotient(item, inverse);
     const int own = item - level * of_level, p = own - shape.candidates;
@@ -143,8 +142,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
                                     int start, int kept, const GlmWorkspace& work, TreeScratch& s,
                                     const Meanwhile& meanwhile) {
   const int count = kept - start, pitch = padded(shape.candidates);
-  constexpr bool kInParts = G::kExpand < kMaxNodes;
-  if constexpr (kInParts) {
+  if constexpr (!kCountScores<G>) {
     if (count > G::kExpand) {
       clear(g, s.select);
       g.sync();
@@ -164,7 +162,7 @@ DSPARK_HOST_DEVICE int expand_level(G& g, const GlmShape& shape, const GlmInputs
                    });
     const int first = expanded * pitch;
     expanded += some;
-    if constexpr (kInParts) {
+    if constexpr (!kCountScores<G>) {
       if (expanded < count) {
         bar = raise_bar(g, shape.nodes, work.scores, first, expanded * pitch, bar, s);
       }
@@ -206,7 +204,7 @@ DSPARK_HOST_DEVICE void match_paths(G& g, const GlmShape& shape, int start, cons
 template <class G>
 DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Level& level,
                                           float* scores, TreeScratch& s) {
-  [[maybe_unused]] const ScoreCounts::Range range = s.counts.range;
+  const ScoreCounts::Range range = s.counts.range;
   for (int p = g.lane(); p < shape.paths; p += g.size()) {
     const int f = s.path_node[p], first = s.path_first[p];
     const bool alive = first >= 0 && f < level.expanded, stands = alive && first == p;
@@ -217,16 +215,14 @@ DSPARK_HOST_DEVICE void add_path_children(G& g, const GlmShape& shape, const Lev
     if (stands && candidate) {
       float* const score = scores + f * level.pitch + source;
       if (own > *score) {
-        if constexpr (kCountScores<G>) {
-          count_score(g, range, *score, -1, s.counts);
-          count_score(g, range, own, 1, s.counts);
-        }
+        count_score(g, range, *score, -1, s.counts);
+        count_score(g, range, own, 1, s.counts);
         *score = own;
       }
       own = 0;
     }
     scores[level.extra + p] = own;
-    if constexpr (kCountScores<G>) count_score(g, range, own, 1, s.counts);
+    count_score(g, range, own, 1, s.counts);
     s.path_child[p] = alive ? child_bits(s, level, f, source) : 0;
     s.path_node[p] = -1;  // until its child stays
   }

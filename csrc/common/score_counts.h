@@ -16,7 +16,7 @@ struct ScoreCounts {
   static constexpr int kRunPitch = kRun + 4;  // runs start in different memory banks
   static constexpr uint32_t kBest = 0x3F800000;
 
-  // Which scores may be among the N best: those above the bar, but none below `least`.
+  // Which new scores may be among the N best: those above the bar, but none below `least`.
   struct Range {
     float bar, least;
     DSPARK_FORCE_INLINE bool has(float score) const { return score > bar && !(score < least); }
@@ -29,16 +29,17 @@ struct ScoreCounts {
 // With the root in it. Without a sync at the end.
 template <class G>
 DSPARK_HOST_DEVICE void clear(G& g, float least, ScoreCounts& counts) {
-  for (int i = g.lane(); i < ScoreCounts::kRuns * ScoreCounts::kRunPitch; i += g.size()) {
-    counts.count[i] = i == 0;
-  }
+  constexpr int kSize = kCountScores<G> ? ScoreCounts::kRuns * ScoreCounts::kRunPitch : 0;
+  for (int i = g.lane(); i < kSize; i += g.size()) counts.count[i] = i == 0;
   if (g.lane() == 0) counts.range = {0, least};
 }
 
-// Counts the score of a child if it is in counts.range, or with -1 takes it out again.
+// Counts the score of a child if it is in the range, or with -1 takes it out again; for groups that
+// do.
 template <class G>
 DSPARK_FORCE_INLINE void count_score(G& g, const ScoreCounts::Range& range, float score, int by,
                                      ScoreCounts& counts) {
+  if constexpr (!kCountScores<G>) return;
   // without branches but for the last
   const uint32_t lower = (ScoreCounts::kBest - G::float_bits(score)) >> ScoreCounts::kShift;
   const int bin = static_cast<int>(lower < ScoreCounts::kBins ? lower : ScoreCounts::kBins - 1);

@@ -114,7 +114,7 @@ DSPARK_HOST_DEVICE void score_paths(G& g, const GlmShape& shape, const Tails& ta
     if (team.lane() != 0) continue;
     const float own = stands ? tails.reach[child] : 0;
     work.scores[child] = own;
-    if constexpr (kCountScores<G>) count_score(g, s.counts.range, own, 1, s.counts);
+    count_score(g, s.counts.range, own, 1, s.counts);
     tails.order[child] = 0;
   }
   g.sync();

@@ -127,9 +127,8 @@ DSPARK_HOST_DEVICE void build_tree(G& g, const GlmShape& shape, const GlmInputs<
     s.parent[0] = -1;
     s.depth[0] = s.row[0] = s.source[0] = 0;
     s.listed = s.ranked = 0;
-    s.lowest = 0;
   }
-  if constexpr (kCountScores<G>) clear(g, shape.min_score, s.counts);
+  clear(g, shape.min_score, s.counts);
   for (int p = g.lane(); p < shape.paths; p += g.size()) s.path_node[p] = 0;
   g.wait_for_packets();
   g.sync();

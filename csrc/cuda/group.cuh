@@ -254,7 +254,7 @@ class BlockGroup : public Vector4Lanes {
 
  private:
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kUnroll = 2;
+  static constexpr int kUnroll = 2;  // as far as the registers go
   static_assert(kTeam >= kLeastTeam && kThreads % 32 == 0 && kWarps <= 32 &&
                 (kWarps & (kWarps - 1)) == 0);
 

@@ -85,20 +85,43 @@ def _limit(cut_ptr, total_ptr, row, parts, MASS: tl.constexpr, BLOCK_P: tl.const
 
 
 @triton.jit
-def _added_up(above_ptr, row, parts, BLOCK_P: tl.constexpr):
-    """The weights above the intervals' ends [INTERVALS], of all parts [rows, parts, INTERVALS]."""
-    part = tl.arange(0, BLOCK_P)
-    above_ptrs = above_ptr + (row * parts + part)[:, None] * INTERVALS
-    above_ptrs += tl.arange(0, INTERVALS)[None, :]
-    return tl.sum(tl.load(above_ptrs, (part < parts)[:, None], other=0.0), axis=0)
+def _width(number):
+    """Of the intervals of a pass: how many bit patterns, int64."""
+    return tl.cast(1, tl.int64) << (4 * (PASSES - 1 - number))
 
 
 @triton.jit
-def _intervals(above, limit):
-    """How many intervals end before the value looked for: among all int32 in the order of floats
-    the smallest for which the weight above it is below the limit. It is in one of them, whatever
-    the sums are rounded to."""
-    return tl.minimum(tl.sum((above >= limit).to(tl.int64), axis=0), INTERVALS - 1)
+def _ends(low, number):
+    """The last bit patterns of the intervals of a pass from `low` on, int32 [INTERVALS]."""
+    return (low + (tl.arange(0, INTERVALS) + 1) * _width(number) - 1).to(tl.int32)
+
+
+@triton.jit
+def _above(bits, weight, ends):
+    """What of each weight [BLOCK] is above the intervals' ends, [INTERVALS, BLOCK]."""
+    return tl.where(bits[None, :] > ends[:, None], weight[None, :], 0.0)
+
+
+@triton.jit
+def _narrow(low, number, above, limit):
+    """The start of that one of the intervals from `low` on in which the value looked for lies.
+
+    Among all int32 b in the order of floats it is the smallest for which the weight above b is
+    below the limit: above [INTERVALS] holds the weights above the intervals' ends. It is in one of
+    them, whatever these are rounded to.
+    """
+    ended = tl.minimum(tl.sum((above >= limit).to(tl.int64), axis=0), INTERVALS - 1)
+    return low + ended * _width(number)
+
+
+@triton.jit
+def _after_pass(low_ptr, above_ptr, number, limit, row, rows, parts, BLOCK_P: tl.constexpr):
+    """The start of the interval that a pass leaves, and the weight above all of its intervals."""
+    part, place = tl.arange(0, BLOCK_P), tl.cast(number, tl.int64) * rows + row
+    above_ptrs = above_ptr + (place * parts + part)[:, None] * INTERVALS
+    above_ptrs += tl.arange(0, INTERVALS)[None, :]
+    above = tl.sum(tl.load(above_ptrs, (part < parts)[:, None], other=0.0), axis=0)
+    return _narrow(tl.load(low_ptr + place), number, above, limit), tl.min(above, axis=0)
 
 
 @triton.jit(do_not_specialize=["V", "number"])
@@ -118,17 +141,13 @@ def _pass_kernel(
     rows = tl.num_programs(0)
     temperature = tl.load(temperature_ptr + row)
     if _cuts(cut_ptr, row, temperature, V, MASS):
-        width = tl.cast(1, tl.int64) << (4 * (PASSES - 1 - number))
         low = tl.cast(-(2**31), tl.int64)
         if number > 0:
-            before = number - 1
-            above = above_ptr + before.to(tl.int64) * rows * parts * INTERVALS
             limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
-            ended = _intervals(_added_up(above, row, parts, BLOCK_P), limit)
-            low = tl.load(low_ptr + before * rows + row) + ended * width * INTERVALS
+            low, _ = _after_pass(low_ptr, above_ptr, number - 1, limit, row, rows, parts, BLOCK_P)
         if part == 0:
             tl.store(low_ptr + number * rows + row, low)
-        last = low + (tl.arange(0, INTERVALS) + 1) * width - 1  # of each interval
+        ends = _ends(low, number)
         shift = finite_or_zero(_highest(highest_ptr, row, parts, BLOCK_P))
         floor = tl.cast(float("-inf"), tl.float32)
         if floor_ptr is not None:
@@ -141,10 +160,10 @@ def _pass_kernel(
             x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             weight = _weigh(x, shift, floor, MASS)
             bits = ordered_bits(x)
-            above += tl.where(bits[None, :] > last.to(tl.int32)[:, None], weight[None, :], 0.0)
+            above += _above(bits, weight, ends)
             total += weight
             if NOTE:
-                inside = (bits >= low) & (bits < low + width * INTERVALS) & (column < V)
+                inside = (bits >= low) & (bits < low + _width(number) * INTERVALS) & (column < V)
                 inside &= (x >= floor) & (x > float("-inf"))  # others weigh nothing, or are masked
                 to = written + tl.cumsum(inside.to(tl.int32), axis=0) - 1
                 own_list = list_ptr + (row * parts + part) * LISTED
@@ -160,14 +179,6 @@ def _pass_kernel(
 
 
 @triton.jit
-def _above(x, shift, floor, last, MASS: tl.constexpr):
-    """The weights [INTERVALS] of x [BLOCK] above the intervals' ends."""
-    weight = _weigh(x, shift, floor, MASS)
-    higher = ordered_bits(x)[None, :] > last.to(tl.int32)[:, None]
-    return tl.sum(tl.where(higher, weight[None, :], 0.0), axis=1)
-
-
-@triton.jit
 def _last_passes(
     logits_ptr, temperature, shift, floor, limit, low, beyond, list_ptr, length_ptr, row, V, parts,
     MASS: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -175,28 +186,26 @@ def _last_passes(
     """The value looked for, as int64 in the order of floats: it is among the 16^(PASSES - LAUNCHED)
     from `low` on. beyond: the weight above what was noted. Of all columns, if it is not complete.
     """
-    part = row * parts + tl.arange(0, BLOCK_P)
-    known = tl.arange(0, BLOCK_P) < parts
-    length = tl.load(length_ptr + part, known, other=0)
-    listed = tl.min(length, axis=0) >= 0
     place = tl.arange(0, BLOCK_P * LISTED)
-    own = row * parts + place // LISTED
-    own_length = tl.load(length_ptr + own, place // LISTED < parts, other=0)
+    part = place // LISTED
+    length = tl.load(length_ptr + row * parts + part, part < parts, other=0)
+    listed = tl.min(length, axis=0) >= 0
     column = tl.load(
-        list_ptr + row * parts * LISTED + place, listed & (place % LISTED < own_length), other=V
+        list_ptr + row * parts * LISTED + place, listed & (place % LISTED < length), other=V
     )
     x = _load_scaled(logits_ptr, column, V, temperature)
+    bits, weight = ordered_bits(x), _weigh(x, shift, floor, MASS)
     if not listed:
         beyond = tl.cast(0.0, tl.float32)
     for number in range(LAUNCHED, PASSES):
-        width = tl.cast(1, tl.int64) << (4 * (PASSES - 1 - number))
-        last = low + (tl.arange(0, INTERVALS) + 1) * width - 1
-        above = _above(x, shift, floor, last, MASS) + beyond
+        ends = _ends(low, number)
+        above = tl.sum(_above(bits, weight, ends), axis=1) + beyond
         if not listed:
             for start in range(0, V, BLOCK_P * LISTED):
                 other = _load_scaled(logits_ptr, start + place, V, temperature)
-                above += _above(other, shift, floor, last, MASS)
-        low += _intervals(above, limit) * width
+                other_weight = _weigh(other, shift, floor, MASS)
+                above += tl.sum(_above(ordered_bits(other), other_weight, ends), axis=1)
+        low = _narrow(low, number, above, limit)
     return low
 
 
@@ -215,16 +224,13 @@ def _floor_kernel(
         floor = tl.load(before_ptr + row)
     if cut_ptr is not None:
         if _cuts(cut_ptr, row, temperature, V, MASS):
-            last = (LAUNCHED - 1) * rows
-            above = above_ptr + last.to(tl.int64) * parts * INTERVALS
-            width: tl.constexpr = 16 ** (PASSES - LAUNCHED)
             limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
-            weights = _added_up(above, row, parts, BLOCK_P)
-            low = tl.load(low_ptr + last + row) + _intervals(weights, limit) * width
+            low, beyond = _after_pass(
+                low_ptr, above_ptr, LAUNCHED - 1, limit, row, rows, parts, BLOCK_P
+            )
             low = _last_passes(
                 logits_ptr + row * logits_stride, temperature, finite_or_zero(highest), floor,
-                limit, low, tl.min(weights, axis=0), list_ptr, length_ptr, row, V, parts, MASS,
-                BLOCK_P,
+                limit, low, beyond, list_ptr, length_ptr, row, V, parts, MASS, BLOCK_P,
             )  # fmt: skip
             lowest = value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
             floor = tl.maximum(floor, lowest)

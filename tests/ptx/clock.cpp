@@ -94,6 +94,8 @@ struct Clock::State {
     std::array<int64_t, kPipes> busy;
   };
 
+  State(const Function& function, std::span<char> shared) : function(function), shared(shared) {}
+
   const Function& function;
   std::span<char> shared;
   std::vector<OfWarp> warps;
@@ -111,7 +113,7 @@ struct Clock::State {
 };
 
 Clock::Clock(const Function& function, int warps, std::span<char> shared_memory)
-    : state_(new State{function, shared_memory, {}, {}, {}, {}, 0, {}, {}, {}}) {
+    : state_(std::make_unique<State>(function, shared_memory)) {
   state_->warps.resize(warps);
   for (State::OfWarp& warp : state_->warps) {
     warp.ready.assign(function.num_registers, 0);
@@ -189,8 +191,9 @@ void Clock::issue(Warp& warp, int at, uint32_t lanes) {
     from = static_cast<int>(s.issues.size()) - 1;
     if (time >= own.latest) own.latest = time, own.latest_issue = from;
   }
-  for (int k = 0; k < results; ++k)
+  for (int k = 0; k < results; ++k) {
     own.ready[i.r[k]] = time + cost.latency, own.from[i.r[k]] = from;
+  }
   const int scheduler = warp.index() % kSchedulers, slots = cost.pipe == kIssue ? cost.busy : 1;
   s.busy[kIssue][scheduler] += slots;
   if (cost.pipe != kIssue) s.busy[cost.pipe][cost.pipe == kMemory ? 0 : scheduler] += cost.busy;
@@ -203,8 +206,9 @@ void Clock::end_chain(const Warp& warp, int at) {
   const Instruction& i = s.function.code[at];
   int64_t time = std::max(own.latest, own.start + own.issued);
   int after = time == own.latest ? own.latest_issue : own.start_issue;
-  if (i.guard >= 0 && own.ready[i.guard] > time)
+  if (i.guard >= 0 && own.ready[i.guard] > time) {
     time = own.ready[i.guard], after = own.from[i.guard];
+  }
   s.issues.push_back({at, after, time});
   own.start_issue = own.latest_issue = static_cast<int>(s.issues.size()) - 1;
   own.start = own.latest = time + (i.flow == Flow::kBranch ? kBranch : 0);
