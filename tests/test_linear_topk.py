@@ -205,6 +205,28 @@ def test_ties_go_to_the_lowest_row(k, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize(
+    ("k", "order"),
+    [(1, "random"), (3, "random"), (3, "ascending"), (3, "equal"), (9, "ascending")],
+)
+def test_many_rows_and_many_tiles(k, order, device, fitting):
+    """Programs of a GPU then tell each other what they found."""
+    vocab, half = fitting(700, 60_000), torch.float16
+    arguments = inputs(M=40, V=vocab, D=16, k=k, dtype=half, noise=True, device=device)
+    if order != "random":
+        arguments["temperature"][:] = 0
+        arguments["x"][:] = torch.arange(1, 41, device=device)[:, None]
+        arguments["bias"][:] = 0
+        arguments["weight"][:] = 1
+    if order == "ascending":
+        arguments["weight"].mul_(torch.arange(vocab, device=device)[:, None] / vocab)
+    _, ids, _ = dspark_kernels.linear_topk(**arguments)
+    check(arguments)
+    if order == "equal":
+        assert torch.equal(ids, torch.arange(k, device=device).expand(40, -1))
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize("noise", [False, True])
 def test_nan_and_infinite_scores(noise, device):
     arguments = inputs(M=5, V=70, k=20, noise=noise, device=device)

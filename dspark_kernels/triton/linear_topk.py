@@ -3,7 +3,12 @@
 A persistent grid: every program owns equally many equally tall tiles of W, and keeps one running
 top list and logsumexp per row of x; `merge_partials` merges what the programs found. The logits of
 a tile pass through a scratch of the program's own, which stays in the L2, and are ranked a slice at
-a time: that bounds the registers of the noise, whatever the tile.
+a time: that bounds the registers of the noise, whatever the tile. Meanwhile the first columns of
+the next tile arrive.
+
+With many rows some row finds a new entry in almost every slice. Each program then also tells the
+others the best score it has met in a row, in one of K places, which several programs share: all
+that is below the lowest of the K is out, whoever meets it.
 
 Above the crossover the logits of a chunk of the vocabulary exist at a time: a plain product, then
 `logits_topk`.
@@ -13,19 +18,32 @@ import torch
 import triton
 import triton.language as tl
 
+from .._library import INTERPRETER
 from .config import ceil_div, crossover, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking
-from .matmul import balanced_tiles, plain_product, weight_times_rows
+from .matmul import balanced_tiles, plain_product, weight_columns, x_columns
 from .merge_topk import merge_partials
-from .topk import add_tile, empty_results, store_part
+from .topk import add_tile, empty_results, ordered_bits, store_part
 
+INTERPRETED = tl.constexpr(INTERPRETER)
 CHUNK_ELEMENTS = 2**23  # float32 logits of one chunk: they stay in the L2
+SHARED_FROM = 512  # rows by k, at least 16, from which programs tell each other what they found
+
+
+@triton.jit
+def _barrier():
+    """Like tl.debug_barrier, but loads of the loop around it may be under way meanwhile."""
+    if not INTERPRETED:
+        tl.inline_asm_elementwise(
+            "bar.sync 0; mov.u32 $0, 0;", "=r", [], tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit(do_not_specialize=["M", "tile_rows"])
 def _linear_topk_kernel(
     x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
-    scratch_ptr, packed_ptr, lse_ptr, M, V, tile_rows, x_stride, weight_stride, vocab_offset,
+    scratch_ptr, best_ptr, packed_ptr, lse_ptr,
+    M, V, tile_rows, x_stride, weight_stride, vocab_offset,
     D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
@@ -36,29 +54,51 @@ def _linear_topk_kernel(
     known = tl.minimum(rows, M - 1).to(tl.int64)
     block = (tl.program_id(0) * programs + program).to(tl.int64)
     scratch_ptr += block * BLOCK_M * BLOCK_V + column[None, :] * BLOCK_V  # V contiguous
-    offset, slice_offset = tl.arange(0, BLOCK_V), tl.arange(0, SLICE)
-    top, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
-    for index in range(program, tl.cdiv(V, tile_rows), programs):
-        first = tl.cast(index, tl.int64) * tile_rows
-        product = weight_times_rows(
-            weight_ptr, None, weight_stride, first + offset,
-            offset < tl.minimum(tile_rows, V - first), x_ptr, x_stride, known, rows < M, 0, D,
-            D, BLOCK_D,
+    offset, slice_offset, depth = tl.arange(0, BLOCK_V), tl.arange(0, SLICE), tl.arange(0, BLOCK_D)
+    weight_offsets = offset[:, None].to(tl.int64) * weight_stride + depth[None, :]
+    x_ptrs = x_ptr + known[None, :] * x_stride + depth[:, None]
+    top, bar, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
+    if best_ptr is not None:
+        slot = tl.arange(0, BLOCK_K)[:, None]
+        best_ptr += known * K
+    product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
+    # one loop over the columns of all tiles: the next tile is on its way while one is ranked
+    STEPS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    tiles = tl.cdiv(tl.cdiv(V, tile_rows) - program, programs)
+    for step in range(tiles * STEPS):
+        first = tl.cast(program + step // STEPS * programs, tl.int64) * tile_rows
+        d = step % STEPS * BLOCK_D
+        w = weight_columns(
+            weight_ptr + first * weight_stride + weight_offsets, d,
+            offset < tl.minimum(tile_rows, V - first), depth, D, BLOCK_D,
         )  # fmt: skip
-        tl.store(scratch_ptr + offset[:, None], product)
-        tl.debug_barrier()
-        for start in range(0, tile_rows, SLICE):
-            place = start + slice_offset
-            valid = (place < tile_rows) & (first + place < V)
-            logits = tl.load(scratch_ptr + place[:, None])
-            if bias_ptr is not None:
-                bias = tl.load(bias_ptr + first + place, valid, other=0.0)
-                logits += bias.to(tl.float32)[:, None]
-            top, maximum, total = add_tile(
-                top, maximum, total, logits, first + start, valid, known, temperature_ptr, seed_ptr,
-                position_ptr, id_map_ptr, vocab_offset, None, K, CONSECUTIVE,
-            )  # fmt: skip
-        tl.debug_barrier()
+        x = x_columns(x_ptrs, d, rows < M, depth, D, BLOCK_D)
+        if d == 0:  # this choice, before the product, makes the compiler await each one
+            product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
+        product = tl.dot(w, x, product, input_precision="ieee")
+        if d + BLOCK_D >= D:
+            if best_ptr is not None:
+                best = tl.load(best_ptr[None, :] + slot, slot < K, other=2**31 - 1, volatile=True)
+                bar = tl.maximum(bar, tl.min(best, axis=0))
+            tl.store(scratch_ptr + offset[:, None], product)
+            product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)  # its registers are free meanwhile
+            _barrier()
+            for start in range(0, tile_rows, SLICE):
+                place = start + slice_offset
+                valid = (place < tile_rows) & (first + place < V)
+                logits = tl.load(scratch_ptr + place[:, None])
+                if bias_ptr is not None:
+                    bias = tl.load(bias_ptr + first + place, valid, other=0.0)
+                    logits += bias.to(tl.float32)[:, None]
+                top, bar, maximum, total = add_tile(
+                    top, bar, maximum, total, logits, first + start, valid, known,
+                    temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset, None, K,
+                    CONSECUTIVE,
+                )  # fmt: skip
+            if best_ptr is not None:
+                found = ordered_bits(maximum)
+                tl.atomic_max(best_ptr + program % K, found, rows < M, sem="relaxed")
+            _barrier()
     store_part(packed_ptr, lse_ptr, program, rows, M, top, maximum, total, K, BLOCK_K)
 
 
@@ -75,9 +115,12 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     scratch = x.new_empty(grid_rows, programs, block_m, block_v, dtype=torch.float32)
     packed = x.new_empty(programs, rows, k, dtype=torch.int64)
     logsumexp = x.new_empty(programs, rows, dtype=torch.float32)
+    best = None
+    if rows * max(k, 16) >= SHARED_FROM and programs * tile_rows < vocabulary:
+        best = x.new_full((rows, k), -(2**31), dtype=torch.int32)
     _linear_topk_kernel[grid_rows, programs](
-        x, weight, bias, *noise, id_map, scratch, packed, logsumexp, rows, vocabulary, tile_rows,
-        x.stride(0), weight.stride(0), vocab_offset,
+        x, weight, bias, *noise, id_map, scratch, best, packed, logsumexp,
+        rows, vocabulary, tile_rows, x.stride(0), weight.stride(0), vocab_offset,
         D=width, K=k, BLOCK_K=next_power_of_2(k),
         CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **chosen.options(),
     )  # fmt: skip

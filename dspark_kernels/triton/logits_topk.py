@@ -18,17 +18,17 @@ def _logits_topk_kernel(
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     known = tl.minimum(rows, M - 1).to(tl.int64)
     program, programs = tl.program_id(1), tl.num_programs(1)
-    top, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
+    top, bar, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
     for start in range(program * BLOCK_V, V, programs * BLOCK_V):
         column = start + tl.arange(0, BLOCK_V)
         valid = column < V
         logits = tl.load(
             logits_ptr + known[None, :] * logits_stride + column[:, None], valid[:, None], other=0.0
         )
-        top, maximum, total = add_tile(
-            top, maximum, total, logits.to(tl.float32), tl.cast(first + start, tl.int64), valid,
-            known, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset, floor_ptr, K,
-            CONSECUTIVE,
+        top, bar, maximum, total = add_tile(
+            top, bar, maximum, total, logits.to(tl.float32), tl.cast(first + start, tl.int64),
+            valid, known, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset,
+            floor_ptr, K, CONSECUTIVE,
         )  # fmt: skip
     store_part(packed_ptr, lse_ptr, part + program, rows, M, top, maximum, total, K, BLOCK_K)
 

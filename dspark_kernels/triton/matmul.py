@@ -8,11 +8,19 @@ from .config import ceil_div
 
 
 @triton.jit
-def _tile(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The columns from d on of a tile of weights, [rows, BLOCK_D], zeros outside."""
+def weight_columns(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The columns from d on of rows of a weight, [BLOCK_V, BLOCK_D], zeros outside."""
     if D % BLOCK_D == 0:
         return tl.load(ptrs + d, mask[:, None], other=0.0)
     return tl.load(ptrs + d, mask[:, None] & (column < D - d)[None, :], other=0.0)
+
+
+@triton.jit
+def x_columns(ptrs, d, mask, column, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The columns from d on of rows of x, transposed: [BLOCK_D, BLOCK_M], zeros outside."""
+    if D % BLOCK_D == 0:
+        return tl.load(ptrs + d, mask[None, :], other=0.0)
+    return tl.load(ptrs + d, (column < D - d)[:, None] & mask[None, :], other=0.0)
 
 
 @triton.jit
@@ -35,14 +43,11 @@ def weight_times_rows(
     if up_ptr is not None:
         up = tl.zeros((weight_rows.shape[0], x_rows.shape[0]), tl.float32)
     for d in range(first, last, BLOCK_D):
-        w = _tile(weight_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
-        if D % BLOCK_D == 0:
-            x = tl.load(x_ptrs + d, x_mask[None, :], other=0.0)
-        else:
-            x = tl.load(x_ptrs + d, (column < D - d)[:, None] & x_mask[None, :], other=0.0)
+        w = weight_columns(weight_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
+        x = x_columns(x_ptrs, d, x_mask, column, D, BLOCK_D)
         acc = tl.dot(w, x, acc, input_precision="ieee")
         if up_ptr is not None:
-            w = _tile(up_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
+            w = weight_columns(up_ptr + offsets, d, weight_mask, column, D, BLOCK_D)
             up = tl.dot(w, x, up, input_precision="ieee")
     if up_ptr is not None:
         return acc, up

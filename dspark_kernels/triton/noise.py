@@ -21,11 +21,9 @@ def philox(seed, position, block, stream: tl.constexpr):
     c0, c1, c2, c3 = _word(block, 0), _word(position, 0), _word(position, 32), stream
     k0, k1 = _word(seed, 0), _word(seed, 32)
     for _ in tl.static_range(10):
-        product0 = c0.to(tl.uint64) * MULTIPLIER_0
-        product1 = c2.to(tl.uint64) * MULTIPLIER_1
-        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
+        high0, low0 = tl.umulhi(c0, MULTIPLIER_0), c0 * MULTIPLIER_0
+        high1, low1 = tl.umulhi(c2, MULTIPLIER_1), c2 * MULTIPLIER_1
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = k0 + WEYL_0, k1 + WEYL_1
     return c0, c1, c2, c3
 

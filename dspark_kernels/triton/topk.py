@@ -46,52 +46,49 @@ def finite_or_zero(x):
 
 @triton.jit
 def empty_results(K: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_M: tl.constexpr):
-    """(top, maximum, total): an empty list [BLOCK_M, BLOCK_K], and an empty logsumexp [BLOCK_M].
+    """(top, bar, maximum, total) of no tile: a list [BLOCK_K, BLOCK_M], the rest [BLOCK_M].
 
-    The list starts with K distinct values above LOWEST; its padding is out of reach.
+    Scores whose ordered bits are below the bar of their row cannot be among its K best. The list
+    starts with K distinct values above LOWEST; its padding is out of reach.
     """
     slot = tl.arange(0, BLOCK_K)
     low = tl.where(slot < K, LOWEST + 1 + slot.to(tl.int64), HIGHEST)
-    top = tl.broadcast_to(low[None, :], (BLOCK_M, BLOCK_K))
-    return top, tl.full((BLOCK_M,), float("-inf"), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    top = tl.broadcast_to(low[:, None], (BLOCK_K, BLOCK_M))
+    bar = tl.full((BLOCK_M,), -(2**31), tl.int32)
+    maximum = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    return top, bar, maximum, tl.zeros((BLOCK_M,), tl.float32)
 
 
 @triton.jit
-def _keep_best(top, packed, K: tl.constexpr):
-    """The K largest of the distinct values of top [BLOCK_M, BLOCK_K] and packed [BLOCK_V, BLOCK_M].
+def _keep_best(top, bar, packed, K: tl.constexpr):
+    """The K largest of the distinct values of top [BLOCK_K, BLOCK_M] and packed [BLOCK_V, BLOCK_M].
 
-    As many rounds as the row with the most new entries needs: none for a tile below all thresholds.
-    Where that is many, as in a first tile, both are sorted instead: of two lists of K in opposite
-    orders, the larger of each pair are the K largest of all.
+    And the new bar; what is below the old one may be left out. As many rounds as the row with the
+    most new entries needs. Where that is many, as in a first tile, both are sorted instead: of two
+    lists of K in opposite orders, the larger of each pair are the K largest of all.
     """
-    threshold = tl.min(top, axis=1)
+    lowest = tl.min(top, axis=0)
+    threshold = tl.maximum(lowest, bar.to(tl.int64) << 32)
     entering = tl.sum((packed > threshold[None, :]).to(tl.int32), axis=0)
     rounds = tl.minimum(tl.max(entering, axis=0), K)
-    if K > MANY and packed.shape[0] >= top.shape[1]:
+    if K > MANY and packed.shape[0] >= top.shape[0]:
         if rounds > MANY:
-            top = tl.maximum(tl.sort(top), tl.topk(tl.trans(packed), top.shape[1]))
+            ascending = tl.sort(tl.trans(top))
+            top = tl.trans(tl.maximum(ascending, tl.topk(tl.trans(packed), top.shape[0])))
+            lowest = tl.min(top, axis=0)
             rounds = 0
-    below = tl.full(threshold.shape, HIGHEST, tl.int64)
+    best = tl.full(lowest.shape, HIGHEST, tl.int64)
     for _ in range(rounds):
-        below = tl.max(tl.where(packed < below[None, :], packed, LOWEST), axis=0)
-        replaced = (top == threshold[:, None]) & (below > threshold)[:, None]
-        top = tl.where(replaced, below[:, None], top)
-        threshold = tl.min(top, axis=1)
-    return top
-
-
-@triton.jit
-def _add_exponentials(maximum, total, scores):
-    """Online logsumexp over axis 0: running maximum and sum of exp(score - maximum)."""
-    new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
-    shift = finite_or_zero(new_maximum)
-    added = tl.sum(tl.exp(scores - shift[None, :]), axis=0)
-    return new_maximum, total * tl.exp(maximum - shift) + added
+        best = tl.max(tl.where(packed < best[None, :], packed, LOWEST), axis=0)
+        replaced = (top == lowest[None, :]) & (best > tl.maximum(lowest, threshold))[None, :]
+        top = tl.where(replaced, best[None, :], top)
+        lowest = tl.min(top, axis=0)
+    return top, tl.maximum(bar, (lowest >> 32).to(tl.int32))
 
 
 @triton.jit
 def add_tile(
-    top, maximum, total, logits, first, valid, rows, temperature_ptr, seed_ptr, position_ptr,
+    top, bar, maximum, total, logits, first, valid, rows, temperature_ptr, seed_ptr, position_ptr,
     id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr, CONSECUTIVE: tl.constexpr,
 ):  # fmt: skip
     """Perturb a tile of logits and add it to the running results.
@@ -115,9 +112,14 @@ def add_tile(
         noise = gumbel(seed, position, tokens, first + vocab_offset, CONSECUTIVE)
         logits = tl.where(temperature > 0.0, logits + noise, logits)
     scores = tl.where(kept, logits, float("-inf"))
-    maximum, total = _add_exponentials(maximum, total, scores)
-    packed = tl.where(valid[:, None], pack(scores, tokens[:, None]), LOWEST)
-    return _keep_best(top, packed, K), maximum, total
+    best = tl.max(scores, axis=0)
+    new_maximum = tl.maximum(maximum, best)
+    shift = finite_or_zero(new_maximum)
+    total = total * tl.exp(maximum - shift) + tl.sum(tl.exp(scores - shift[None, :]), axis=0)
+    if tl.max((ordered_bits(best) >= bar).to(tl.int32), axis=0) > 0:
+        packed = tl.where(valid[:, None], pack(scores, tokens[:, None]), LOWEST)
+        top, bar = _keep_best(top, bar, packed, K)
+    return top, bar, new_maximum, total
 
 
 @triton.jit
@@ -127,6 +129,6 @@ def store_part(
     """Write one part of the results: packed [parts, M, K], unordered, and lse [parts, M]."""
     slot = tl.arange(0, BLOCK_K)
     out = part.to(tl.int64) * M + rows
-    inside = (rows < M)[:, None] & (slot < K)[None, :]
-    tl.store(packed_ptr + out[:, None] * K + slot[None, :], top, inside)
+    inside = (slot < K)[:, None] & (rows < M)[None, :]
+    tl.store(packed_ptr + out[None, :] * K + slot[:, None], top, inside)
     tl.store(lse_ptr + out, finite_or_zero(maximum) + tl.log(total), rows < M)

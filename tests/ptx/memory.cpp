@@ -41,8 +41,9 @@ Space space(const Instruction& i) {
                                                  : Space::kGlobal;  // or generic
 }
 
-template <Space kSpace>
+template <Space kSpace, bool kVolatile>
 const char* source(Warp& w, uint64_t address, int64_t bytes, int lane) {
+  if constexpr (kVolatile) return w.atomic(address, bytes, lane, kSpace == Space::kShared);
   if constexpr (kSpace == Space::kShared) return w.read_shared(address, bytes, lane);
   if constexpr (kSpace == Space::kGlobal) return w.read(address, bytes, lane);
   const std::vector<char>& parameters = w.block().launch().parameters;
@@ -50,7 +51,8 @@ const char* source(Warp& w, uint64_t address, int64_t bytes, int lane) {
   return parameters.data() + address;
 }
 
-template <Space kSpace, typename T>
+// What is volatile is read in one, by elements, and may be written by others meanwhile.
+template <Space kSpace, bool kVolatile, typename T>
 void load(Warp& w, const Instruction& i, uint32_t lanes) {
   const auto count = i.operands[0].count;
   const uint64_t* address = w.reg(i.r[count]);
@@ -59,7 +61,7 @@ void load(Warp& w, const Instruction& i, uint32_t lanes) {
   std::copy_n(address, kLanes, addresses.begin());
   each(lanes, [&](int l) {
     T values[8];
-    memcpy(values, source<kSpace>(w, addresses[l] + offset, sizeof(T) * count, l),
+    memcpy(values, source<kSpace, kVolatile>(w, addresses[l] + offset, sizeof(T) * count, l),
            sizeof(T) * count);
     for (int k = 0; k < count; ++k) {
       if constexpr (std::is_integral_v<T>)
@@ -84,15 +86,20 @@ void store(Warp& w, const Instruction& i, uint32_t lanes) {
   });
 }
 
+template <Space kSpace, typename T>
+Handler load_of(const Instruction& i) {
+  return i.has("volatile") ? &load<kSpace, true, T> : &load<kSpace, false, T>;
+}
+
 Handler transfer(const Instruction& i, bool loads) {
   return with_type(i, i.part(-1), [&]<typename T>(Type<T>) -> Handler {
     switch (space(i)) {
       case Space::kShared:
-        return loads ? &load<Space::kShared, T> : &store<true, T>;
+        return loads ? load_of<Space::kShared, T>(i) : &store<true, T>;
       case Space::kGlobal:
-        return loads ? &load<Space::kGlobal, T> : &store<false, T>;
+        return loads ? load_of<Space::kGlobal, T>(i) : &store<false, T>;
       case Space::kParameter:
-        if (loads) return &load<Space::kParameter, T>;
+        if (loads) return &load<Space::kParameter, false, T>;
     }
     unknown(i);
   });
@@ -123,6 +130,7 @@ Handler atomic_operation(const Instruction& i) {
   return with_integer(i, [&]<typename T>(Type<T>) -> Handler {
     if (i.has("add")) return &atomic<T, Add>;
     if (i.has("min")) return &atomic<T, Least>;
+    if (i.has("max")) return &atomic<T, Greatest>;
     unknown(i);
   });
 }
