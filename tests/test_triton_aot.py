@@ -138,7 +138,7 @@ def report(tabulate):
 
 @pytest.mark.parametrize("op, kind, capability, limits", CASES)
 def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, report):
-    """No spills and the tensor cores in bf16, and never more shared memory than there is."""
+    """No spills, tensor cores and loads ahead of them in bf16; never too much shared memory."""
     sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
     if op == "fused_linear":
         sizes[0] = min(sizes[0], tiles.CROSSOVER["fused_linears", kind, capability])
@@ -159,6 +159,7 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, repo
             used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
             few = triton_aot.constant(kernel, "BLOCK_V") in (16, 32)  # below the 64 rows of a wgmma
             assert used == {"mma" if few else MATRIX_UNIT[capability]}, code
+            assert code.instructions["cp.async 16"] > 0, code
 
 
 @pytest.mark.parametrize("capability", MATRIX_UNIT)
