@@ -11,6 +11,8 @@ import pytest
 import torch
 from test_every_op import every_op, inputs  # noqa: F401
 from test_gpu import step, step_inputs
+from test_linear_topk import check
+from test_linear_topk import inputs as rows_and_weight
 from tiny import tiny_draft, tiny_model
 
 from dspark_kernels import SpeculativeDecoder, _library
@@ -69,6 +71,16 @@ def test_every_kernel_runs_as_ptx(inputs):  # noqa: F811
     before = {kernel: device.launches(f"{kernel}_kernel") for kernel in kernels}
     every_op(inputs)
     assert [k for k in kernels if device.launches(f"{k}_kernel") == before[k]] == []
+
+
+@pytest.mark.parametrize("k", [3, 9])
+def test_programs_of_linear_topk_share_a_bar(k, monkeypatch):
+    """With more programs than there are SMs elsewhere in these tests, all K places are filled."""
+    from dspark_kernels.triton import config
+
+    device = config._cuda_device(0)
+    monkeypatch.setattr(config, "_cuda_device", lambda index: device._replace(sms=12))
+    check(rows_and_weight(M=33, V=3500, D=16, k=k, dtype=torch.float16))
 
 
 def test_a_step_is_at_most_eight_launches():

@@ -1,6 +1,7 @@
 """Every Triton kernel × entry of the table of tiles, compiled for three GPUs without one."""
 
 import multiprocessing
+import re
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -136,6 +137,16 @@ def report(tabulate):
     return add
 
 
+def assert_products_are_awaited(ttgir):
+    """No asynchronous product of sm_90 or sm_100 is the last before somebody reads one."""
+    places = r"(tc_gen5_mma|wait_barrier|tmem_load|warp_group_dot(?!_wait)|pendings = 0)"
+    last = None
+    for place in re.findall(places, ttgir):
+        assert place != "tmem_load" or last != "tc_gen5_mma"
+        assert last != "warp_group_dot" or place == "pendings = 0"
+        last = place
+
+
 @pytest.mark.parametrize("op, kind, capability, limits", CASES)
 def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, report):
     """No spills, tensor cores and loads ahead of them in bf16; never too much shared memory."""
@@ -160,6 +171,7 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, repo
             few = triton_aot.constant(kernel, "BLOCK_V") in (16, 32)  # below the 64 rows of a wgmma
             assert used == {"mma" if few else MATRIX_UNIT[capability]}, code
             assert code.instructions["cp.async 16"] > 0, code
+            assert_products_are_awaited(kernel.asm["ttgir"])
 
 
 @pytest.mark.parametrize("capability", MATRIX_UNIT)

@@ -42,10 +42,11 @@ def _barrier():
 @triton.jit(do_not_specialize=["M", "tile_rows"])
 def _linear_topk_kernel(
     x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
-    scratch_ptr, best_ptr, packed_ptr, lse_ptr,
+    scratch_ptr, best_ptr, bar_ptr, packed_ptr, lse_ptr,
     M, V, tile_rows, x_stride, weight_stride, vocab_offset,
     D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
 ):  # fmt: skip
     # tiles of x are the fastest axis: programs that read the same weight run side by side
     program, programs = tl.program_id(1), tl.num_programs(1)
@@ -58,9 +59,11 @@ def _linear_topk_kernel(
     weight_offsets = offset[:, None].to(tl.int64) * weight_stride + depth[None, :]
     x_ptrs = x_ptr + known[None, :] * x_stride + depth[:, None]
     top, bar, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
+    bar = tl.where(rows < M, bar, 2**31 - 1)  # the other rows never find anything
     if best_ptr is not None:
         slot = tl.arange(0, BLOCK_K)[:, None]
         best_ptr += known * K
+        bar_ptr += block * BLOCK_M + column
     product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
     # one loop over the columns of all tiles: the next tile is on its way while one is ranked
     STEPS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
@@ -73,16 +76,19 @@ def _linear_topk_kernel(
             offset < tl.minimum(tile_rows, V - first), depth, D, BLOCK_D,
         )  # fmt: skip
         x = x_columns(x_ptrs, d, rows < M, depth, D, BLOCK_D)
-        if d == 0:  # this choice, before the product, makes the compiler await each one
+        if d == 0:  # a choice before each product: the compiler then awaits a wgmma
             product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
         product = tl.dot(w, x, product, input_precision="ieee")
         if d + BLOCK_D >= D:
             if best_ptr is not None:
                 best = tl.load(best_ptr[None, :] + slot, slot < K, other=2**31 - 1, volatile=True)
-                bar = tl.maximum(bar, tl.min(best, axis=0))
+                tl.store(bar_ptr, tl.min(best, axis=0))  # once, so that all threads see the same
             tl.store(scratch_ptr + offset[:, None], product)
-            product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)  # its registers are free meanwhile
+            if IN_REGISTERS:  # which are free meanwhile
+                product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
             _barrier()
+            if best_ptr is not None:
+                bar = tl.maximum(bar, tl.load(bar_ptr))
             for start in range(0, tile_rows, SLICE):
                 place = start + slice_offset
                 valid = (place < tile_rows) & (first + place < V)
@@ -115,14 +121,16 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     scratch = x.new_empty(grid_rows, programs, block_m, block_v, dtype=torch.float32)
     packed = x.new_empty(programs, rows, k, dtype=torch.int64)
     logsumexp = x.new_empty(programs, rows, dtype=torch.float32)
-    best = None
+    best = bar = None
     if rows * max(k, 16) >= SHARED_FROM and programs * tile_rows < vocabulary:
         best = x.new_full((rows, k), -(2**31), dtype=torch.int32)
+        bar = x.new_empty(grid_rows, programs, block_m, dtype=torch.int32)
     _linear_topk_kernel[grid_rows, programs](
-        x, weight, bias, *noise, id_map, scratch, best, packed, logsumexp,
+        x, weight, bias, *noise, id_map, scratch, best, bar, packed, logsumexp,
         rows, vocabulary, tile_rows, x.stride(0), weight.stride(0), vocab_offset,
         D=width, K=k, BLOCK_K=next_power_of_2(k),
-        CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **chosen.options(),
+        CONSECUTIVE=id_map is None and vocab_offset % 4 == 0,
+        IN_REGISTERS=device.capability < 100, **chosen.options(),
     )  # fmt: skip
     return packed, logsumexp
 

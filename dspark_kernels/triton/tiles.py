@@ -54,12 +54,12 @@ TILES = {
         ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 8, 5, 1),
     ],
     ("linear_topk", "half", 100): [
-        ((16, 16), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 4, 5, 2),
-        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 128}, 8, 6, 1),
+        ((16, 16), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 8, 5, 1),
+        ((16, 64), {"BLOCK_M": 16, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 8, 5, 1),
         ((32, 16), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 32}, 4, 4, 2),
         ((32, 64), {"BLOCK_M": 32, "BLOCK_V": 128, "BLOCK_D": 128, "SLICE": 64}, 8, 4, 1),
         ((ANY, 16), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 16}, 4, 4, 2),
-        ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 256, "BLOCK_D": 64, "SLICE": 64}, 8, 4, 1),
+        ((ANY, 64), {"BLOCK_M": 64, "BLOCK_V": 128, "BLOCK_D": 64, "SLICE": 64}, 8, 5, 1),
     ],
     ("linear_topk", "single", 80): [
         ((ANY, 64), {"BLOCK_M": 16, "BLOCK_V": 64, "BLOCK_D": 32, "SLICE": 64}, 8, 3, 1),

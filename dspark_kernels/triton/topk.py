@@ -80,7 +80,7 @@ def _keep_best(top, bar, packed, K: tl.constexpr):
     best = tl.full(lowest.shape, HIGHEST, tl.int64)
     for _ in range(rounds):
         best = tl.max(tl.where(packed < best[None, :], packed, LOWEST), axis=0)
-        replaced = (top == lowest[None, :]) & (best > tl.maximum(lowest, threshold))[None, :]
+        replaced = (top == lowest[None, :]) & (best > lowest)[None, :]
         top = tl.where(replaced, best[None, :], top)
         lowest = tl.min(top, axis=0)
     return top, tl.maximum(bar, (lowest >> 32).to(tl.int32))

@@ -51,7 +51,7 @@ const char* source(Warp& w, uint64_t address, int64_t bytes, int lane) {
   return parameters.data() + address;
 }
 
-// What is volatile is read in one, by elements, and may be written by others meanwhile.
+// Atomics of others may change what is volatile meanwhile.
 template <Space kSpace, bool kVolatile, typename T>
 void load(Warp& w, const Instruction& i, uint32_t lanes) {
   const auto count = i.operands[0].count;
