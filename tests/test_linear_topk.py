@@ -220,9 +220,9 @@ def test_many_rows_and_many_tiles(k, order, device, fitting):
         arguments["weight"][:] = 1
     if order == "ascending":
         arguments["weight"].mul_(torch.arange(vocab, device=device)[:, None] / vocab)
-    _, ids, _ = dspark_kernels.linear_topk(**arguments)
     check(arguments)
     if order == "equal":
+        _, ids, _ = dspark_kernels.linear_topk(**arguments)
         assert torch.equal(ids, torch.arange(k, device=device).expand(40, -1))
 
 

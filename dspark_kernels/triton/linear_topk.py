@@ -27,7 +27,7 @@ from .topk import add_tile, empty_results, ordered_bits, store_part
 
 INTERPRETED = tl.constexpr(INTERPRETER)
 CHUNK_ELEMENTS = 2**23  # float32 logits of one chunk: they stay in the L2
-SHARED_FROM = 512  # rows by k, at least 16, from which programs tell each other what they found
+SHARED_FROM = 512  # rows times max(k, 16), from which programs tell each other what they found
 
 
 @triton.jit
@@ -84,7 +84,9 @@ def _linear_topk_kernel(
                 best = tl.load(best_ptr[None, :] + slot, slot < K, other=2**31 - 1, volatile=True)
                 tl.store(bar_ptr, tl.min(best, axis=0))  # once, so that all threads see the same
             tl.store(scratch_ptr + offset[:, None], product)
-            if IN_REGISTERS:  # which are free meanwhile
+            # frees its registers for the ranking; from the tensor memory of an sm_100, Triton 3.6
+            # would then read the product before it has arrived
+            if IN_REGISTERS:
                 product = tl.zeros((BLOCK_V, BLOCK_M), tl.float32)
             _barrier()
             if best_ptr is not None:
