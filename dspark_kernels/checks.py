@@ -36,9 +36,28 @@ def share(name: str, value) -> float:
     return number(name, value, 0, 1)
 
 
+def function(name: str, value):
+    """`value`, if it is a function or None."""
+    if value is not None and not callable(value):
+        _fail(name, "be a function or None", value)
+    return value
+
+
 def plain(values):
     """Lists and numbers in the place of arrays and tensors."""
     return values.tolist() if hasattr(values, "tolist") else values
+
+
+def texts(name: str, values) -> list[str]:
+    """`values` as a list of texts, none of them empty; one alone may stand for itself."""
+    values = [values] if isinstance(values, str) else values
+    expected = "hold at least one text, and no empty one"
+    if not isinstance(values, Iterable):
+        _fail(name, expected, values)
+    values = list(values)
+    if not values or not all(isinstance(value, str) and value for value in values):
+        _fail(name, expected, values, ValueError)
+    return values
 
 
 def token_ids(name: str, values, vocab_size: int) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .checks import integer, nodes, prompts_of, share, token_ids
+from .checks import function, integer, nodes, prompts_of, share, token_ids
 from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, survivors, unpack
@@ -200,6 +200,7 @@ def generate(
     num_nodes: int | Scheduler | Callable[[], Scheduler] = 16,
     min_score: float = 0.0,
     on_tokens: Callable[[int, list[int]], None] | None = None,
+    stop_when: Callable[[int, list[int]], bool] | None = None,
     sync_every: int = 1,
     session: Session | None = None,
 ) -> Generation:
@@ -217,6 +218,8 @@ def generate(
         min_score: nodes which would add less than this share to the expected tokens of a step are
             not verified.
         on_tokens: called with (request, its new tokens) after each step that yielded some.
+        stop_when: called with (request, all its new tokens so far) for each new token; where it
+            returns True, that token is the request's last one.
         sync_every: steps between two looks of the host at the results. On a GPU it looks one step
             behind, and the scheduler knows no more than it.
         session: buffers, and on a GPU captured steps, which calls for this target and draft share.
@@ -235,19 +238,19 @@ def generate(
     min_score = share("min_score", min_score)
     prompts = prompts_of(target, prompts, max_new_tokens)
     stop = sorted(set(token_ids("stop", stop, 2**63)))
-    if on_tokens is not None and not callable(on_tokens):
-        raise TypeError(f"generate: on_tokens must be a function or None, got {on_tokens!r}")
+    on_tokens, stop_when = function("on_tokens", on_tokens), function("stop_when", stop_when)
     sampling = sampling or Sampling()
     sampling.tensors(len(prompts), torch.device("cpu"))
     if not (isinstance(num_nodes, Scheduler) or callable(num_nodes)):
         num_nodes = Scheduler((nodes("num_nodes", num_nodes),))
     target.check_unchanged()
     session = session or Session()
-    on_tokens = _outside(on_tokens, target.device)
+    on_tokens, stop_when = _outside(on_tokens, target.device), _outside(stop_when, target.device)
     with session.alone(), on_device(target.device), _plain_arithmetic(target.device):
         scheduler = num_nodes if isinstance(num_nodes, Scheduler) else num_nodes()
         scheduler.begin(len(prompts))
-        results = Results([len(p) for p in prompts], max_new_tokens, stop, on_tokens)
+        lengths = [len(prompt) for prompt in prompts]
+        results = Results(lengths, max_new_tokens, stop, on_tokens, stop_when)
         clock = Clock(target.device)
         with clock("prefill"):
             room = scheduler.max_nodes + max_depth(draft) + 1
@@ -266,19 +269,19 @@ def _plain_arithmetic(device: torch.device):
         yield
 
 
-def _outside(on_tokens, device: torch.device):
+def _outside(given, device: torch.device):
     """A user's function, called as if `generate` were not around it; made outside of it."""
-    if on_tokens is None:
+    if given is None:
         return None
     autocast = {
         "enabled": torch.is_autocast_enabled(device.type),
         "dtype": torch.get_autocast_dtype(device.type),
     }
 
-    def call(request: int, tokens: list[int]) -> None:
+    def call(request: int, tokens: list[int]):
         as_before = torch.inference_mode(False), torch.autocast(device.type, **autocast)
         with as_before[0], as_before[1], values_on_trust(False):
-            on_tokens(request, tokens)
+            return given(request, tokens)
 
     return call
 
@@ -313,6 +316,7 @@ class _Loop:
         results, behind = self.results, 1 if self.graphs.cuda else 0
         launched: deque[_Launched] = deque()
         started = time.perf_counter()
+        self.end_stopped()
         while not results.finished:
             for _ in range(min(sync_every, int(results.remaining.max()))):  # a token each at least
                 launched.append(self.launch())
@@ -401,7 +405,14 @@ class _Loop:
             self.scheduler.observe_seconds(batch, total, results.context, seconds, drafted)
         counts = outcome.counts.tolist()
         results.add_step(requests, outcome.tokens.tolist(), counts, outcome.nodes.tolist())
+        self.end_stopped()
         results.statistics.record_choice(total, predicted, float(emitted.sum()), seconds)
+
+    def end_stopped(self) -> None:
+        """Let the steps to come know which requests `stop_when` ended."""
+        while self.results.stopped:
+            row = self.requests.tolist().index(self.results.stopped.pop())
+            self.state.done[row] = True
 
     def drop_finished(self) -> None:
         """Go on with the requests that have not met their end, if some have."""

@@ -174,6 +174,7 @@ class Results:
         max_new_tokens: int,
         stop: Sequence[int],
         on_tokens: Callable[[int, list[int]], None] | None,
+        stop_when: Callable[[int, list[int]], bool] | None = None,
     ):
         batch = len(prompt_lengths)
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
@@ -183,6 +184,8 @@ class Results:
         self._ends = self.lengths + max_new_tokens
         self._stop = frozenset(stop)
         self._on_tokens = on_tokens
+        self._stop_when = stop_when
+        self.stopped: list[int] = []  # requests that `stop_when` ended, which steps know nothing of
         self.running = np.ones(batch, dtype=bool)  # requests that have not met their end
 
     @property
@@ -220,9 +223,9 @@ class Results:
                 self.statistics.record(emitted, count - 1, verified)
 
     def _extend(self, request: int, new: Sequence[int]) -> int:
-        """Append up to the stop token or the limit; returns how many tokens were taken."""
+        """Append up to the request's end; returns how many tokens were taken."""
         have = self.tokens[request]
-        new = until_stop(new[: self._limit - len(have)], self._stop)
+        new = self._until_told(request, until_stop(new[: self._limit - len(have)], self._stop))
         have += new
         self.lengths[request] += len(new)
         if len(have) >= self._limit or (new and new[-1] in self._stop):
@@ -230,3 +233,14 @@ class Results:
         if self._on_tokens is not None and new:
             self._on_tokens(request, new)
         return len(new)
+
+    def _until_told(self, request: int, new: list[int]) -> list[int]:
+        """The tokens up to the one with which `stop_when` ends the request."""
+        if self._stop_when is None:
+            return new
+        for count in range(1, len(new) + 1):
+            if self._stop_when(request, self.tokens[request] + new[:count]):
+                self.running[request] = False
+                self.stopped.append(request)
+                return new[:count]
+        return new

@@ -182,6 +182,25 @@ def test_requests_that_finish_early_leave_the_others_alone(decoder, options, num
         assert out.tokens == [until_stop(tokens, {stop}) for tokens in free]
 
 
+@pytest.mark.parametrize("sync_every", [1, 3])
+@pytest.mark.parametrize("num_nodes", [1, 16, "auto"])
+def test_requests_end_where_their_caller_says_so(decoder, num_nodes, sync_every):
+    """Each at another length, one at its first token; the steps to come leave them out."""
+    free = decoder.generate(PROMPTS, max_new_tokens=40).tokens
+    lengths, seen = [9, 1, 40, 23], set()
+
+    def stop_when(request, tokens):
+        assert tokens == free[request][: len(tokens)]
+        seen.add(torch.is_inference_mode_enabled())
+        return len(tokens) == lengths[request]
+
+    out = decoder.generate(
+        PROMPTS, max_new_tokens=40, num_nodes=num_nodes, sync_every=sync_every, stop_when=stop_when
+    )
+    assert out.tokens == [row[:length] for row, length in zip(free, lengths, strict=True)]
+    assert seen == {False}
+
+
 def test_on_tokens_is_called_as_if_generate_were_not_around_it(decoder):
     expected, seen = decoder.generate(PROMPTS, max_new_tokens=8).tokens, set()
 

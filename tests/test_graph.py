@@ -228,6 +228,24 @@ def test_captured_generation_is_lossless_call_after_call(nodes, device):
 
 
 @pytest.mark.cuda
+def test_captured_steps_leave_out_what_the_caller_ended(device):
+    target = TransformersTarget(tiny_model().to(device))
+    draft, asked = bound_draft(target), [0, 0]
+    options = {"max_new_tokens": 40, "num_nodes": 16}
+    free = generate(target, draft, PROMPTS[0], **options).tokens
+
+    def stop_when(request, tokens):
+        asked[request] += 1
+        return len(tokens) == (5, 40)[request]
+
+    session = Session()
+    out = generate(target, draft, PROMPTS[0], stop_when=stop_when, session=session, **options)
+    assert out.tokens == [free[0][:5], free[1]] and asked == [5, 40]
+    ((state, _graphs),) = session._held.values()
+    assert state.done.tolist() == [True, True] and int(state.lengths[0]) < len(PROMPTS[0][0]) + 40
+
+
+@pytest.mark.cuda
 def test_where_a_reference_serves_an_op_steps_are_not_captured(device, monkeypatch):
     target = TransformersTarget(tiny_model().to(device))
     draft = bound_draft(target)

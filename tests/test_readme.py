@@ -33,13 +33,19 @@ def decoder():
 
 
 def test_every_example_is_tested():
-    assert len(EXAMPLES) == 3
+    assert len(EXAMPLES) == 4
 
 
 def test_decoding(decoder, monkeypatch, capsys):
     monkeypatch.setattr(SpeculativeDecoder, "from_pretrained", lambda: decoder)
-    exec(example("SpeculativeDecoder"), {})
+    namespace = {}
+    exec(example("import SpeculativeDecoder"), namespace)
     assert len(capsys.readouterr().out.splitlines()) >= 3
+    exec(example("custom_generate"), namespace)
+    (text,) = (namespace["tokenizer"].decode(row) for row in namespace["out"])
+    assert capsys.readouterr().out == text + "\n" and text.startswith("The three primary")
+    expected = decoder.model.generate(**namespace["inputs"], max_new_tokens=64)
+    assert torch.equal(namespace["out"], expected)
 
 
 class Engine:

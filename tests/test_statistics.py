@@ -20,6 +20,22 @@ def test_requests_end_at_their_stop_token_or_limit():
     assert statistics.accepted == [0, 2, 1]  # those behind the end as well
 
 
+def test_requests_end_where_their_caller_says_so():
+    asked = []
+
+    def stop_when(request, tokens):
+        asked.append((request, *tokens))
+        return tokens[-1] == 8
+
+    results = Results([3, 5], 5, [9], None, stop_when)
+    results.add_first([1, 2])
+    results.add_step([0, 1], [[7, 8, 6], [9, 4, 4]], counts=[3, 3], nodes=[5, 6])
+    assert results.finished and results.tokens == [[1, 7, 8], [2, 9]]
+    assert results.stopped == [0] and results.lengths.tolist() == [6, 7]
+    assert asked == [(0, 1), (1, 2), (0, 1, 7), (0, 1, 7, 8), (1, 2, 9)]
+    assert results.statistics.tokens == 3
+
+
 def test_numbers_made_of_counts():
     statistics = Statistics()
     assert statistics.tokens_per_step == statistics.tokens_per_second == 0

@@ -18,6 +18,14 @@ from ..sampling import Sampling
 from ..scheduler import SIZES, Scheduler
 from ..statistics import Statistics
 from . import EMBEDDED_MODEL
+from .generation import (
+    check_call,
+    padded,
+    sampling_options,
+    stop_at_strings,
+    stop_options,
+    unpadded,
+)
 from .loading import load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
 
@@ -131,12 +139,15 @@ class SpeculativeDecoder:
         stop: Sequence[int] | None = None,
         speculative: bool = True,
         on_tokens: Callable[[int, list[int]], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        stop_when: Callable[[int, list[int]], bool] | None = None,
         sync_every: int = 1,
     ) -> Output:
         """Continue one prompt or several; see `decode.generate` for the options of the loop.
 
         prompts are texts (a user's turn each, unless chat=False) or token ids. `stop` defaults to
-        the model's own stop tokens; `speculative=False` decodes plainly, one token per step.
+        the model's own stop tokens; a continuation also ends with the token that completes one of
+        `stop_strings` in it. `speculative=False` decodes plainly, one token per step.
         `num_nodes="auto"` verifies before each step the number of nodes, up to `max_nodes`, which
         promises the most tokens per second; it needs to know what a step costs, which is measured
         at the first use on a machine (`dspark profile`). One call at a time: for several threads
@@ -159,6 +170,7 @@ class SpeculativeDecoder:
             num_nodes=num_nodes,
             min_score=min_score,
             on_tokens=on_tokens,
+            stop_when=stop_at_strings(stop_strings, self.tokenizer, stop_when),
             sync_every=sync_every,
             session=self._session,
         )
@@ -166,3 +178,52 @@ class SpeculativeDecoder:
         if self.tokenizer is not None:
             texts = [self.tokenizer.decode(t, skip_special_tokens=True) for t in result.tokens]
         return Output(texts, result.tokens, result.statistics)
+
+    def custom_generate(
+        self,
+        model,
+        input_ids: torch.Tensor,
+        logits_processor: Sequence,
+        stopping_criteria: Sequence,
+        generation_config,
+        *,
+        num_nodes: int | Literal["auto"] = "auto",
+        max_nodes: int = SIZES[-1],
+        min_score: float = 0.0,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
+        **model_kwargs,
+    ):
+        """What `generate` of transformers takes as `custom_generate`, and so does a pipeline.
+
+        >>> model.generate(**inputs, max_new_tokens=64, custom_generate=decoder.custom_generate)
+
+        The named options of this function, see the other `generate`, are given there, too. Greedy
+        tokens are those without it; samples are of the same distribution, with seeds from torch's
+        global generator. Stopping criteria are asked for every token of every request alone,
+        without scores. Instead of `streamer`, which transformers does not hand on, use `on_tokens`.
+
+        Returns:
+            As `generate`: int64 [B, S + new tokens], or an object with `sequences`.
+
+        Raises:
+            ValueError: the model is not this decoder's; or `generate` was asked for what is not
+                done here: beams, scores, logits processors other than temperature, top-k, top-p and
+                min-p, inputs as embeddings, a cache that holds tokens, or padding at the right.
+        """
+        given = map(model_kwargs.get, ("inputs_embeds", "past_key_values", "attention_mask"))
+        embeddings, cache, mask = given
+        check_call(model is self.model, generation_config, embeddings, cache)
+        prompts = unpadded(input_ids, mask)
+        stops = stop_options(stopping_criteria, generation_config, input_ids, prompts)
+        out = self.generate(
+            prompts,
+            **sampling_options(logits_processor, generation_config, len(prompts)),
+            **stops,
+            num_nodes=num_nodes,
+            max_nodes=max_nodes,
+            min_score=min_score,
+            on_tokens=on_tokens,
+            stop_strings=stop_strings,
+        )
+        return padded(input_ids, out.tokens, generation_config, stops["stop"])
