@@ -273,14 +273,17 @@ def _outside(given, device: torch.device):
     """A user's function, called as if `generate` were not around it; made outside of it."""
     if given is None:
         return None
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     autocast = {
         "enabled": torch.is_autocast_enabled(device.type),
         "dtype": torch.get_autocast_dtype(device.type),
     }
 
     def call(request: int, tokens: list[int]):
-        as_before = torch.inference_mode(False), torch.autocast(device.type, **autocast)
-        with as_before[0], as_before[1], values_on_trust(False):
+        with (
+            torch.inference_mode(inference), torch.set_grad_enabled(gradients),
+            torch.autocast(device.type, **autocast), values_on_trust(False),
+        ):  # fmt: skip
             return given(request, tokens)
 
     return call
@@ -412,7 +415,7 @@ class _Loop:
         """Let the steps to come know which requests `stop_when` ended."""
         while self.results.stopped:
             row = self.requests.tolist().index(self.results.stopped.pop())
-            self.state.done[row] = True
+            self.state.done[row].fill_(True)  # an assignment would copy from the host
 
     def drop_finished(self) -> None:
         """Go on with the requests that have not met their end, if some have."""

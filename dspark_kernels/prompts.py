@@ -95,7 +95,7 @@ def encode(record: dict, tokenizer, vocab_size: int | None = None) -> list[int]:
     return list(ids)
 
 
-def stop_tokens(model) -> list[int]:
+def stop_tokens(generation_config) -> list[int]:
     """The tokens at which a model of transformers ends its answer."""
-    ids = plain(model.generation_config.eos_token_id)
+    ids = plain(generation_config.eos_token_id)
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

@@ -70,7 +70,7 @@ def nothing_is_measured(monkeypatch):
             {"stop_strings": ["x", ""]},
             r"stop_strings must hold .*, and no empty one, got \['x', ''\]",
         ),
-        ({"stop_strings": "x"}, "stop_strings must be None where there is no tokenizer"),
+        ({"stop_strings": "x"}, "stop_strings must be None for a decoder without tokenizer"),
         ({"temperature": -1.0}, "temperature must be a number >= 0, got -1.0"),
         ({"temperature": 1e-40}, "temperature must be 0 or at least 1e-06, got 1e-40"),
         ({"temperature": True}, "temperature must be a number >= 0, got True"),

@@ -204,12 +204,20 @@ def test_requests_end_where_their_caller_says_so(decoder, num_nodes, sync_every)
 def test_on_tokens_is_called_as_if_generate_were_not_around_it(decoder):
     expected, seen = decoder.generate(PROMPTS, max_new_tokens=8).tokens, set()
 
-    def look(request, tokens):
-        seen.add((torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+    def modes():
+        return (
+            torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(),
+            torch.is_grad_enabled(),
+        )  # fmt: skip
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert decoder.generate(PROMPTS, max_new_tokens=8, on_tokens=look).tokens == expected
-    assert seen == {(True, False)}
+    def look(request, tokens):
+        seen.add(modes())
+
+    for around in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with torch.autocast("cpu", dtype=torch.bfloat16), around:
+            seen.clear()
+            out = decoder.generate(PROMPTS, max_new_tokens=8, on_tokens=look, stop_when=look)
+            assert out.tokens == expected and seen == {modes()}
 
 
 def test_streaming_and_statistics_agree_with_the_result(decoder):

@@ -2,12 +2,23 @@
 
 import pytest
 import torch
+from chi_square import chi_square
 from tiny import PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
-from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteria, pipeline
+from transformers import (
+    DynamicCache,
+    MaxLengthCriteria,
+    MinPLogitsWarper,
+    StoppingCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    pipeline,
+)
 
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 
 VOCAB, PAD = 300, 63
+SAMPLED = {"do_sample": True, "temperature": 1.5}
 WIDTH = max(map(len, PROMPTS))
 
 
@@ -81,6 +92,75 @@ def test_stopping_criteria(decoder):
         assert torch.equal(ours, theirs) and ours.shape[1] == len(prompt) + 5
 
 
+class Late(StoppingCriteria):
+    """Met behind so many columns, of padding as well."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def __call__(self, input_ids, scores, **_):
+        assert not torch.is_grad_enabled()  # as within generate
+        done = input_ids.shape[1] >= self.columns
+        return torch.full((len(input_ids),), done)
+
+
+def test_criteria_see_rows_as_they_are_padded(decoder, inputs):
+    ours, theirs = both(decoder, inputs, stopping_criteria=[Late(WIDTH + 7)])
+    assert torch.equal(ours, theirs) and ours.shape[1] == WIDTH + 7
+
+
+def test_lengths_and_ends_that_are_not_usual(decoder, inputs):
+    lengths = [MaxLengthCriteria(WIDTH + 3), MaxLengthCriteria(WIDTH + 7)]
+    for options in ({"stopping_criteria": lengths}, {"eos_token_id": -1}):
+        ours, theirs = both(decoder, inputs, **options)
+        assert torch.equal(ours, theirs)
+    ours, theirs = both(decoder, inputs, stopping_criteria=[MaxLengthCriteria(WIDTH)])
+    assert torch.equal(ours, theirs) and ours.shape[1] == WIDTH + 1
+    narrow = {"input_ids": torch.tensor([PROMPTS[0]], dtype=torch.int32)}
+    ours, theirs = both(decoder, narrow)
+    assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+
+
+def test_a_stop_string_that_begins_in_the_prompt(decoder):
+    tokenizer, text = decoder.tokenizer, "\ufffd"
+    last = iter(tokenizer(" !,.0123456789ABCDEFGHabcdefgh").input_ids)
+    while not text.isascii():
+        inputs = {"input_ids": torch.tensor([[120, 40, next(last)]])}
+        free, _ = both(decoder, inputs)
+        text = tokenizer.decode(free[0, 2:4])
+    options = {"max_new_tokens": 24, "do_sample": False, "stop_strings": text}
+    ours = decoder.model.generate(**inputs, **options, custom_generate=decoder.custom_generate)
+    theirs = decoder.model.generate(**inputs, **options, tokenizer=tokenizer)
+    assert torch.equal(ours, theirs) and ours.shape[1] == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"top_k": 7}, {"top_k": 20, "top_p": 0.8}, {"min_p": 0.1}]
+)
+def test_samples_have_the_distribution_of_transformers(decoder, options):
+    prompt, draws = torch.tensor([PROMPTS[0]]), 2000
+    options = {"temperature": 1.5, "top_k": 50, **options}
+    torch.manual_seed(3)
+    ours = decoder.model.generate(
+        prompt, do_sample=True, max_new_tokens=1, num_return_sequences=draws, **options,
+        custom_generate=decoder.custom_generate, num_nodes=2,
+    )  # fmt: skip
+    warpers = {
+        "temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper,
+    }  # fmt: skip
+    with torch.no_grad():
+        logits = decoder.model(prompt).logits[:, -1]
+    for name, value in options.items():
+        if value:
+            logits = warpers[name](value)(prompt, logits)
+    expected = logits[0].double().softmax(0)
+    counts = torch.bincount(ours[:, -1], minlength=VOCAB).double()
+    assert counts[expected == 0].sum() == 0
+    statistic, limit = chi_square(counts[expected > 0], expected[expected > 0])
+    assert statistic < limit
+
+
 def test_samples_are_those_of_the_decoder(decoder, inputs):
     options = {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.02}
     torch.manual_seed(5)
@@ -140,8 +220,16 @@ def test_in_a_pipeline(decoder):
     ("options", "message"),
     [
         ({"num_beams": 2}, "generation_config must ask for greedy search or sampling, got beam_"),
-        ({"repetition_penalty": 1.1}, "and min-p alone, got RepetitionPenaltyLogitsProcessor"),
-        ({"do_sample": True, "typical_p": 0.9}, "got TypicalLogitsWarper"),
+        ({"repetition_penalty": 1.1}, "got \\['RepetitionPenaltyLogitsProcessor'\\]"),
+        ({"do_sample": True, "typical_p": 0.9}, r"min_p in this order, .*TypicalLogitsWarper'\]"),
+        ({"logits_processor": [TopPLogitsWarper(0.5)], **SAMPLED}, r"TopP.*, 'Temperature"),
+        ({"logits_processor": [MinPLogitsWarper(0.5), TopPLogitsWarper(0.5)]}, "once at most, got"),
+        (
+            {"logits_processor": [TopPLogitsWarper(0.5, min_tokens_to_keep=2)]},
+            "keep of .* must be 1",
+        ),
+        ({"position_ids": torch.tensor([[0, 1, 3]])}, "position_ids must count the tokens"),
+        ({"attention_mask": torch.tensor([[0, 1]])}, r"must be of shape \[1, 3\], got \[1, 2\]"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores must be False"),
         ({"attention_mask": torch.tensor([[1, 1, 0]])}, "attention_mask must pad .* at the left"),
         ({"max_new_tokens": 500}, "prompt 0 and its continuation must fit"),

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers import StopStringCriteria
 
-from ..checks import nodes
+from ..checks import function, nodes, texts
 from ..decode import generate
 from ..graph import Session
 from ..heads import DraftModel
@@ -22,7 +23,7 @@ from .generation import (
     check_call,
     padded,
     sampling_options,
-    stop_at_strings,
+    stop_at,
     stop_options,
     unpadded,
 )
@@ -60,6 +61,7 @@ class SpeculativeDecoder:
             self.target.feature_layers = self.draft.feature_layers
 
         self._session = Session()
+        self._criteria: dict[tuple[str, ...], StopStringCriteria] = {}  # by their strings
         self._schedulers: dict[int, Scheduler] = {}
 
     @classmethod
@@ -105,7 +107,7 @@ class SpeculativeDecoder:
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens at which the model ends its answer."""
-        return stop_tokens(self.model)
+        return stop_tokens(self.model.generation_config)
 
     def encode(self, prompt: str, *, chat: bool = True) -> list[int]:
         """Token ids of a prompt: a user's turn of the model's chat template, unless chat=False."""
@@ -114,6 +116,15 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise ValueError("prompt must be token ids where there is no tokenizer, got text")
         return encode({"prompt": prompt}, self.tokenizer) if chat else self.tokenizer.encode(prompt)
+
+    def _stop_criterion(self, strings: str | Sequence[str]) -> StopStringCriteria:
+        """transformers' own, which looks at the whole vocabulary when it is made."""
+        strings = tuple(texts("stop_strings", strings))
+        if self.tokenizer is None:
+            raise ValueError("generate: stop_strings must be None for a decoder without tokenizer")
+        if strings not in self._criteria:
+            self._criteria[strings] = StopStringCriteria(self.tokenizer, list(strings))
+        return self._criteria[strings]
 
     def _scheduler(self, max_nodes: int) -> Scheduler:
         """The scheduler of all calls with this ceiling, which remembers how scores came true."""
@@ -157,6 +168,9 @@ class SpeculativeDecoder:
         max_nodes = nodes("max_nodes", max_nodes)
         if isinstance(num_nodes, str) and num_nodes == "auto":
             num_nodes = 1 if draft is None else partial(self._scheduler, max_nodes)
+        if stop_strings is not None:
+            function("stop_when", stop_when)
+            stop_when = stop_at(self._stop_criterion(stop_strings), stop_when)
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if isinstance(prompts, list | tuple):
             prompts = [self.encode(p, chat=chat) if isinstance(p, str) else p for p in prompts]
@@ -170,7 +184,7 @@ class SpeculativeDecoder:
             num_nodes=num_nodes,
             min_score=min_score,
             on_tokens=on_tokens,
-            stop_when=stop_at_strings(stop_strings, self.tokenizer, stop_when),
+            stop_when=stop_when,
             sync_every=sync_every,
             session=self._session,
         )
@@ -200,22 +214,29 @@ class SpeculativeDecoder:
 
         The named options of this function, see the other `generate`, are given there, too. Greedy
         tokens are those without it; samples are of the same distribution, with seeds from torch's
-        global generator. Stopping criteria are asked for every token of every request alone,
-        without scores. Instead of `streamer`, which transformers does not hand on, use `on_tokens`.
+        global generator. Stopping criteria are asked for every token of every row by itself, as
+        [1, S] without scores; rows that have ended are padded.
+
+        transformers hands neither `streamer` nor `tokenizer` on to such a function: a streamer gets
+        the prompt alone and no end, use `on_tokens`; and stop strings are found with the decoder's
+        tokenizer where they are an argument, but not in a generation config.
 
         Returns:
-            As `generate`: int64 [B, S + new tokens], or an object with `sequences`.
+            As `generate`: int64 [B, S + new tokens], or an object with `sequences` alone.
 
         Raises:
             ValueError: the model is not this decoder's; or `generate` was asked for what is not
                 done here: beams, scores, logits processors other than temperature, top-k, top-p and
-                min-p, inputs as embeddings, a cache that holds tokens, or padding at the right.
+                min-p in this order, inputs as embeddings, a cache that holds tokens, padding at the
+                right, or positions of one's own.
         """
-        given = map(model_kwargs.get, ("inputs_embeds", "past_key_values", "attention_mask"))
-        embeddings, cache, mask = given
+        names = "inputs_embeds", "past_key_values", "attention_mask", "position_ids"
+        embeddings, cache, mask, positions = map(model_kwargs.get, names)
         check_call(model is self.model, generation_config, embeddings, cache)
-        prompts = unpadded(input_ids, mask)
-        stops = stop_options(stopping_criteria, generation_config, input_ids, prompts)
+        prompts = unpadded(input_ids, mask, positions)
+        if stop_strings is not None:
+            stopping_criteria = [*stopping_criteria, self._stop_criterion(stop_strings)]
+        stops = stop_options(stopping_criteria, generation_config, input_ids)
         out = self.generate(
             prompts,
             **sampling_options(logits_processor, generation_config, len(prompts)),
@@ -224,6 +245,5 @@ class SpeculativeDecoder:
             max_nodes=max_nodes,
             min_score=min_score,
             on_tokens=on_tokens,
-            stop_strings=stop_strings,
         )
         return padded(input_ids, out.tokens, generation_config, stops["stop"])

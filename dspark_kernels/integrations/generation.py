@@ -18,9 +18,9 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 
-from ..checks import function, texts
+from ..prompts import stop_tokens
 
-WARPERS = {
+WARPERS = {  # in the order in which the draw applies them
     TemperatureLogitsWarper: "temperature",
     TopKLogitsWarper: "top_k",
     TopPLogitsWarper: "top_p",
@@ -50,48 +50,61 @@ def check_call(own_model: bool, config: GenerationConfig, inputs_embeds, cache) 
         _fail("past_key_values", "be empty", f"{cache.get_seq_length()} tokens")
 
 
-def unpadded(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    """The prompts of input_ids int64 [B, S]; attention_mask [B, S] is 0 for padding at the left."""
-    if attention_mask is None:
-        return input_ids.tolist()
-    mask = attention_mask.bool()
+def unpadded(input_ids: torch.Tensor, attention_mask, position_ids) -> list[list[int]]:
+    """The prompts of input_ids int64 [B, S]; attention_mask [B, S] is 0 for padding at the left.
+
+    position_ids [1 or B, S] or None: must count the tokens of each prompt.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if mask.shape != input_ids.shape:
+        _fail("attention_mask", f"be of shape {list(input_ids.shape)}", list(mask.shape))
+    mask = mask.bool()
     if (mask[:, :-1] & ~mask[:, 1:]).any():
         _fail("attention_mask", "pad prompts at the left alone", "zeros behind ones")
+    if position_ids is not None:
+        counted = position_ids.diff(dim=-1) == 1
+        if position_ids.shape[-1] != mask.shape[1] or not (counted | ~mask[:, :-1]).all():
+            _fail("position_ids", "count the tokens of each prompt", "others")
     return [ids[kept].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
 
 
 def sampling_options(logits_processor: Sequence, config: GenerationConfig, requests: int) -> dict:
     """Options of the draw; seeds come from torch's global generator."""
-    options = {}
+    expected = f"hold {', '.join(WARPERS.values())} in this order, each once at most"
+    options, left = {}, list(WARPERS)
     for processor in logits_processor:
-        if type(processor) not in WARPERS:
-            known = "temperature, top-k, top-p and min-p alone"
-            _fail("logits_processor", f"hold {known}", type(processor).__name__)
-        name = WARPERS[type(processor)]
-        options[name] = getattr(processor, name)
+        kind = type(processor)
+        if kind not in left:
+            _fail("logits_processor", expected, [type(each).__name__ for each in logits_processor])
+        for name, plain in (("min_tokens_to_keep", 1), ("filter_value", -float("inf"))):
+            if getattr(processor, name, plain) != plain:
+                _fail(f"{name} of {kind.__name__}", f"be {plain}", getattr(processor, name))
+        left = left[left.index(kind) + 1 :]
+        options[WARPERS[kind]] = getattr(processor, WARPERS[kind])
     if not config.do_sample:
         return {}
     return {"temperature": 1.0, "seed": torch.randint(2**63 - 1, (requests,)).tolist(), **options}
 
 
 def stop_options(
-    stopping_criteria: Sequence, config: GenerationConfig, input_ids: torch.Tensor, prompts
+    stopping_criteria: Sequence, config: GenerationConfig, input_ids: torch.Tensor
 ) -> dict:
     """How requests end: at a length, at tokens, or where other criteria are met."""
-    stop, most, others = [], config.max_length, []
+    stop, lengths, others = [], [], []
     for criterion in stopping_criteria:
         if type(criterion) is EosTokenCriteria:
-            stop += criterion.eos_token_id.tolist()
+            stop += [token for token in criterion.eos_token_id.tolist() if token >= 0]
         elif type(criterion) is MaxLengthCriteria:
-            most = criterion.max_length
+            lengths.append(criterion.max_length)
         else:
             others.append(criterion)
+    rows, most = input_ids.tolist(), min(lengths, default=config.max_length)
 
     def stop_when(request: int, tokens: list[int]) -> bool:
-        return _met(others, prompts[request] + tokens, input_ids.device)
+        return _met(others, rows[request] + tokens, input_ids.device)
 
     return {
-        "max_new_tokens": most - input_ids.shape[1],
+        "max_new_tokens": max(1, most - input_ids.shape[1]),
         "stop": stop,
         "stop_when": stop_when if others else None,
     }
@@ -103,22 +116,14 @@ def _met(criteria: Sequence, tokens: list[int], device) -> bool:
     return any(bool(torch.as_tensor(criterion(row, None)).all()) for criterion in criteria)
 
 
-def stop_at_strings(
-    strings: str | Sequence[str] | None,
-    tokenizer,
-    stop_when: Callable[[int, list[int]], bool] | None,
-) -> Callable[[int, list[int]], bool] | None:
-    """`stop_when` which ends a request at these strings in its continuation, too."""
-    if strings is None:
-        return stop_when
-    function("stop_when", stop_when)
-    strings = texts("stop_strings", strings)
-    if tokenizer is None:
-        raise ValueError("generate: stop_strings must be None where there is no tokenizer")
-    criterion = StopStringCriteria(tokenizer, strings)
+def stop_at(
+    criterion: StopStringCriteria, stop_when: Callable[[int, list[int]], bool] | None
+) -> Callable[[int, list[int]], bool]:
+    """`stop_when` which ends a request at strings in its continuation, too."""
+    longest = criterion.maximum_token_len  # tokens that can hold one
 
     def met(request: int, tokens: list[int]) -> bool:
-        if _met([criterion], tokens, "cpu"):
+        if _met([criterion], tokens[-longest:], "cpu"):
             return True
         return stop_when is not None and stop_when(request, tokens)
 
@@ -129,13 +134,12 @@ def padded(
     input_ids: torch.Tensor, tokens: list[list[int]], config: GenerationConfig, stop: Sequence[int]
 ):
     """What `generate` returns: input_ids and the new tokens of each row, padded at the right."""
-    pad = config.pad_token_id
-    if pad is None:
-        pad = stop[0] if stop else 0
-    new = input_ids.new_full((len(tokens), max(map(len, tokens))), pad)
+    pads = config.pad_token_id, *stop_tokens(config), *stop, 0
+    pad = next(token for token in pads if token is not None and token >= 0)
+    new = input_ids.new_full((len(tokens), max(map(len, tokens))), pad, dtype=torch.int64)
     for row, ids in zip(new, tokens, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    sequences = torch.cat((input_ids, new), dim=1)
+    sequences = torch.cat((input_ids.long(), new), dim=1)
     if config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)
     return sequences

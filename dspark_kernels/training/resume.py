@@ -34,7 +34,7 @@ def model_hash(model) -> str:
     """SHA-256 of every weight's name, dtype, shape and first 4,096 numbers, and of what else
     decides how the model continues prompts."""
     digest = hashlib.sha256(
-        repr((stop_tokens(model), model.config.max_position_embeddings)).encode()
+        repr((stop_tokens(model.generation_config), model.config.max_position_embeddings)).encode()
     )
     for name, weight in model.state_dict().items():
         digest.update(repr((name, weight.dtype, tuple(weight.shape))).encode())

@@ -148,7 +148,7 @@ def train(config: TrainConfig, model=None, tokenizer=None) -> DraftModel:
             used,
             work / "data",
             max_new_tokens=config.max_new_tokens,
-            stop=stop_tokens(model),
+            stop=stop_tokens(model.generation_config),
             batch_size=config.generation_batch,
             seed=config.seed,
         )
