@@ -3,9 +3,10 @@
     python -m benchmarks.tune [--minutes 20] [--op linear_topk]
 
 From every entry of the table it walks downhill: one block size, or number of warps, stages or
-programs at a time is halved, doubled or changed by one, and what is faster is kept, until nothing
-helps. Times are medians with a cold L2; a candidate whose result differs is out. The candidates are
-compiled side by side, by other processes that fill Triton's cache.
+programs at a time is halved, doubled or changed by one, or a block is halved for twice the
+programs, and what is faster is kept, until nothing helps. Times are medians with a cold L2; a
+candidate whose result differs is out. The candidates are compiled side by side, by other processes
+that fill Triton's cache.
 """
 
 import argparse
@@ -98,10 +99,12 @@ def neighbours(entry):
     limits, blocks, warps, stages, per_sm = entry
     for name, size in blocks.items():
         if name not in FIXED:
-            for changed in (size // 2, size * 2):
+            for changed, programs in (
+                (size // 2, per_sm), (size * 2, per_sm), (size // 2, per_sm * 2),
+            ):  # fmt: skip
                 new = {**blocks, name: changed}
                 if changed >= 16 and new.get("SLICE", 0) <= new.get("BLOCK_V", 0):
-                    yield limits, new, warps, stages, per_sm
+                    yield limits, new, warps, stages, programs
     for changed in {max(warps // 2, 1), min(warps * 2, 16)} - {warps}:
         yield limits, blocks, changed, stages, per_sm
     for changed in {max(stages - 1, 1), stages + 1} - {stages}:

@@ -112,9 +112,9 @@ def call_tree_attention(dtype, rows, width, slots):
 
 
 CASES = [
-    pytest.param(op, kind, capability, limits, id=f"{op}-{kind}-sm{capability}-{index}")
+    pytest.param(op, kind, capability, limits, per_sm, id=f"{op}-{kind}-sm{capability}-{index}")
     for (op, kind, capability), entries in tiles.TILES.items()
-    for index, (limits, *_) in enumerate(entries)
+    for index, (limits, *_, per_sm) in enumerate(entries)
     if (kind, capability) != ("fp8", 80)  # Triton has no e4m3 below 8.9
 ]
 
@@ -145,9 +145,10 @@ def assert_products_are_awaited(ttgir):
         last = place
 
 
-@pytest.mark.parametrize("op, kind, capability, limits", CASES)
-def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, report):
-    """No spills, tensor cores and loads ahead of them in bf16; never too much shared memory."""
+@pytest.mark.parametrize("op, kind, capability, limits, per_sm", CASES)
+def test_compiles_well(op, kind, capability, limits, per_sm, monkeypatch, compiled, report):
+    """No spills, tensor cores and loads ahead of them in bf16; never too much shared memory; and
+    registers for as many programs as the table says."""
     sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
     if op == "fused_linear":
         sizes[0] = min(sizes[0], tiles.CROSSOVER["fused_linears", kind, capability])
@@ -164,6 +165,9 @@ def test_compiles_well(op, kind, capability, limits, monkeypatch, compiled, repo
         if kind == "single" and code.kernel != "_logits_topk_kernel":
             continue  # float32 products run on the plain cores
         assert code.stack == 0, code
+        if code.kernel == f"_{op}_kernel":
+            threads = 32 * kernel.metadata.num_warps * per_sm
+            assert code.registers * threads <= config.REGISTERS, code
         if code.kernel == f"_{op}_kernel" and kind != "single":
             used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
             few = triton_aot.constant(kernel, "BLOCK_V") in (16, 32)  # below the 64 rows of a wgmma

@@ -11,6 +11,7 @@ import torch
 from .._library import INTERPRETER
 from .tiles import CROSSOVER, TILES
 
+REGISTERS = 65536  # of an SM
 DTYPE_CLASS = {torch.float32: "single", torch.float8_e4m3fn: "fp8"}  # the others are "half"
 
 
@@ -30,8 +31,12 @@ class Tile(NamedTuple):
     per_sm: int
 
     def options(self) -> dict[str, int]:
-        """Keyword arguments of the launch."""
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        """Keyword arguments of the launch; registers are few enough for what an SM holds."""
+        options = {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        registers = REGISTERS // (32 * self.num_warps * self.per_sm) // 8 * 8  # of a thread
+        if registers < 256:  # a thread's most anyway
+            options["maxnreg"] = registers
+        return options
 
 
 def _key(op, device, dtype):
