@@ -14,12 +14,13 @@ from functools import partial
 import torch
 from torch._C import DispatchKey
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.driver import driver
 from triton_aot import TOOL
 
 from dspark_kernels import _library
 from dspark_kernels.triton import config
+
+from . import compiler
 
 SHARED_MEMORY = 227 << 10
 SMS = 4
@@ -117,21 +118,6 @@ class _Driver:
         return None, function, 0, 0, 1024  # registers, spills, threads at most
 
 
-def _stop_at_ptx():
-    """Let Triton's compiler end with PTX, not with a GPU's own code."""
-    make, add_stages = CUDABackend.__init__, CUDABackend.add_stages
-
-    def __init__(self, target):
-        make(self, target)
-        self.binary_ext = "ptx"
-
-    def without_binary(self, stages, *arguments):
-        add_stages(self, stages, *arguments)
-        del stages["cubin"]
-
-    CUDABackend.__init__, CUDABackend.add_stages = __init__, without_binary
-
-
 def _on_the_cpu(op):
     function = getattr(torch.ops.dspark, op).default
     with warnings.catch_warnings(action="ignore"):  # that the CPU has kernels of its own
@@ -141,7 +127,7 @@ def _on_the_cpu(op):
 def install(capability: int) -> None:
     """Let our ops run their PTX; for the rest of the process."""
     clock(os.environ.get("PTX_CLOCK", ""))
-    _stop_at_ptx()
+    compiler.install()
     driver._active = _Driver(capability)
     tiles = max(known for known in (80, 90, 100) if known <= capability)
     config._cuda_device = lambda index: config.Device(tiles, SMS)
