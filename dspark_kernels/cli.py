@@ -71,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--top-k", type=whole(0), default=0, help="keep the k likeliest; 0: off")
     command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
     command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
+    command.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="of tokens that were there; 1: off"
+    )
     command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
     _decode_options(command)
 
@@ -236,7 +239,7 @@ def _generate(arguments) -> int:
     options = {
         name: getattr(arguments, name)
         for name in (
-            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p"),
+            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
             *("seed", "num_nodes", "min_score"),
         )
     }
@@ -277,7 +280,8 @@ def _baseline(decoder, options: dict):
     from .bench import Generate, Ours
 
     if options["temperature"] == 0:
-        return "transformers generate", Generate(decoder)
+        penalty = {"repetition_penalty": options["repetition_penalty"]}
+        return "transformers generate", Generate(decoder, **penalty)
     return "plain sampling", Ours(decoder, **(options | {"speculative": False}))
 
 

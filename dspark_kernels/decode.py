@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from .checks import function, integer, nodes, prompts_of, share, token_ids
 from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, survivors, unpack
-from .sampling import Sampling, draw
+from .sampling import Sampling, draw, text_before
 from .scheduler import Scheduler
 from .state import State
 from .statistics import Clock, Results, Statistics, no_clock
@@ -131,7 +132,8 @@ def verify(
         positions = cache.seqlens[:, None].long() + tree.depths
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
-        drawn = draw(target, hidden, positions, state.sampling, packing)
+        before = partial(text_before, state.history, state.lengths, tree)
+        drawn = draw(target, hidden, positions, state.sampling, before, packing)
         drawn = unpack(drawn, packing, *tokens.shape)
         if packing is not None:  # the walk never meets a node that is left out
             tree = tree._replace(num_nodes=packing.counts)
@@ -184,7 +186,8 @@ def prefill(
     last = state.lengths - 1
     state.cache.seqlens.copy_(last)
     drawing = hidden[torch.arange(batch, device=target.device) * longest + last]
-    tokens = draw(target, drawing, last[:, None].long(), state.sampling)
+    before = partial(text_before, state.history, state.lengths)
+    tokens = draw(target, drawing, last[:, None].long(), state.sampling, before)
     state.advance(tokens[:, None], torch.ones_like(last), last, hidden, features)
     return state
 

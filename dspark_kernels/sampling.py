@@ -1,6 +1,6 @@
 """How tokens are drawn: options for one request or each request of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch
 from .checks import integer, number, plain
 from .ops import linear_topk, sample_logits
 from .packing import Packing, pack
+from .tree import DraftTree
 
 LEAST_TEMPERATURE = 1e-6  # logits over less are no float32 numbers
 
@@ -21,10 +22,11 @@ class DrawTensors(NamedTuple):
     top_k: torch.Tensor | None  # int32 [B]
     top_p: torch.Tensor | None  # float32 [B]
     min_p: torch.Tensor | None  # float32 [B]
+    repetition_penalty: torch.Tensor | None  # float32 [B]
 
     @property
     def truncated(self) -> bool:
-        """Whether the draw looks at more than the largest perturbed logit."""
+        """Whether some tokens are never drawn."""
         return self.top_k is not None or self.top_p is not None or self.min_p is not None
 
 
@@ -34,6 +36,8 @@ class Sampling:
 
     temperature: 0 for greedy decoding, or 1e-6 and more. seed: of the noise; the same seed gives
     the same text. top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
+    repetition_penalty: above 0, 1 for off; logits of tokens that stand in the prompt or behind it
+    are divided by it where they are above 0, else multiplied (Keskar et al. 2019).
     """
 
     temperature: float | Sequence[float] = 0.0
@@ -41,6 +45,7 @@ class Sampling:
     top_k: int | Sequence[int] = 0
     top_p: float | Sequence[float] = 1.0
     min_p: float | Sequence[float] = 0.0
+    repetition_penalty: float | Sequence[float] = 1.0
 
     def tensors(self, batch: int, device: torch.device) -> DrawTensors:
         """Checked tensors for `batch` requests."""
@@ -73,17 +78,42 @@ class Sampling:
             top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
             top_p=column("top_p", smallest, 1, torch.float32, 1),
             min_p=column("min_p", 0, 1, torch.float32, 0),
+            repetition_penalty=column("repetition_penalty", smallest, None, torch.float32, 1),
         )
+
+
+def text_before(
+    history: torch.Tensor, lengths: torch.Tensor, tree: DraftTree | None = None
+) -> torch.Tensor:
+    """The tokens before each draw: history int64 [B, S] -> int64 [B, N, S + N], or [B, 1, S].
+
+    Of the history those up to its length, and of a tree the nodes on the path; in the other places
+    is one of these again.
+    """
+    known = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
+    history = torch.where(known, history, history[:, :1])[:, None]
+    if tree is None:
+        return history
+    nodes = torch.arange(tree.tokens.shape[1], device=history.device)
+    above = (tree.ancestors[:, :, nodes // 64] >> nodes % 64) & 1  # [B, N, N]
+    path = torch.where(above == 1, tree.tokens[:, None], tree.tokens[:, :, None])
+    return torch.cat((history.expand(-1, len(nodes), -1), path), dim=2)
+
+
+def _penalized(logits, tokens, penalty):
+    """logits [T, V] with those of tokens int64 [T, L] made less likely by penalty [T]."""
+    penalty, values = penalty[:, None], logits.gather(1, tokens)
+    return logits.scatter(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
 
 
 def draw(
     target, hidden: torch.Tensor, positions: torch.Tensor, sampling: DrawTensors,
-    packing: Packing | None = None,
+    before: Callable[[], torch.Tensor], packing: Packing | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The target's own draws: hidden [T, D], positions int64 [B, N] of the nodes -> ids int64 [T].
 
-    packing: the slots which the T rows are, None for all. A draw's noise is that of the position
-    behind its node.
+    before: gives the tokens before each draw, see `text_before`. packing: the slots which the T
+    rows are, None for all. A draw's noise is that of the position behind its node.
     """
 
     def per_row(option):
@@ -96,14 +126,15 @@ def draw(
             "seed": per_row(sampling.seed),
             "position": pack(positions, packing) + 1,
         }
+    truncation = {}
     if noise and sampling.truncated:
-        logits = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
-        return sample_logits(
-            logits,
-            **noise,
-            top_k=per_row(sampling.top_k),
-            top_p=per_row(sampling.top_p),
-            min_p=per_row(sampling.min_p),
-        )
-    _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
-    return ids[:, 0]
+        names = "top_k", "top_p", "min_p"
+        truncation = {name: per_row(getattr(sampling, name)) for name in names}
+    penalty = per_row(sampling.repetition_penalty)
+    if not truncation and penalty is None:
+        _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
+        return ids[:, 0]
+    logits = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
+    if penalty is not None:
+        logits = _penalized(logits.float(), pack(before(), packing), penalty)
+    return sample_logits(logits, **noise, **truncation)

@@ -80,6 +80,7 @@ def nothing_is_measured(monkeypatch):
         ({"top_k": -1}, "top_k must be an int from 0"),
         ({"top_k": 1.9}, "top_k must be an int from 0"),
         ({"min_p": 2.0}, "min_p must be a number from 0 to 1, got 2.0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number >= .*, got 0"),
         ({"seed": 1.5}, "seed must be an int from"),
         ({"seed": 2**63}, "seed must be an int from"),
         ({"seed": None}, "seed must be an int from"),

@@ -21,6 +21,11 @@ SAMPLINGS = {
     "greedy": {},
     "temperature": {"temperature": 0.8, "seed": [5, 6, 7, -8]},
     "truncated": {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3},
+    "penalized": {
+        "temperature": [0.0, 0.7, 0.0, 1.0],
+        "repetition_penalty": [1.3, 1.1, 1.0, 0.8],
+        "seed": 2,
+    },
     "mixed": {"temperature": [0.0, 0.7, 1.5, 0.0], "top_k": [0, 0, 5, 0], "seed": [1, 2, 3, 4]},
 }
 
@@ -104,13 +109,15 @@ def test_calls_share_buffers_and_not_their_contents(decoder):
     assert session.graphs is not graphs  # the buffers were too small
 
 
-def test_greedy_tokens_are_those_of_transformers(decoder):
+@pytest.mark.parametrize("penalty", [1.0, 1.4, 0.7])
+def test_greedy_tokens_are_those_of_transformers(decoder, penalty):
+    options = {"max_new_tokens": 40, "repetition_penalty": penalty}
     for prompt in PROMPTS:
-        expected = decoder.model.generate(
-            torch.tensor([prompt]), max_new_tokens=40, do_sample=False
-        )
-        tokens = decoder.generate([prompt], max_new_tokens=40).tokens[0]
+        expected = decoder.model.generate(torch.tensor([prompt]), do_sample=False, **options)
+        tokens = decoder.generate([prompt], **options).tokens[0]
         assert tokens == expected[0, len(prompt) :].tolist()
+    several = decoder.generate(PROMPTS, **options).tokens
+    assert several[-1] == tokens
 
 
 @pytest.mark.parametrize("options", SAMPLINGS.values(), ids=SAMPLINGS)

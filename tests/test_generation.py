@@ -8,6 +8,7 @@ from transformers import (
     DynamicCache,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -58,8 +59,11 @@ def test_greedy_tokens_are_those_of_generate(decoder, inputs):
     ours, theirs = both(decoder, inputs)
     assert torch.equal(ours, theirs) and ours.shape == (len(PROMPTS), WIDTH + 24)
     alone = {"input_ids": torch.tensor([PROMPTS[0]])}  # without a mask
-    ours, theirs = both(decoder, alone, return_dict_in_generate=True)
-    assert torch.equal(ours.sequences, theirs.sequences)
+    for penalty in (1.0, 1.5):
+        ours, theirs = both(
+            decoder, alone, return_dict_in_generate=True, repetition_penalty=penalty
+        )
+        assert torch.equal(ours.sequences, theirs.sequences)
 
 
 @pytest.mark.parametrize("place", [1, 7, 23])
@@ -135,8 +139,12 @@ def test_a_stop_string_that_begins_in_the_prompt(decoder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 0}, {"top_k": 7}, {"top_k": 20, "top_p": 0.8}, {"min_p": 0.1}]
-)
+    "options",
+    [
+        {"top_k": 0}, {"top_k": 7}, {"top_k": 20, "top_p": 0.8}, {"min_p": 0.1},
+        {"repetition_penalty": 3.0},
+    ],
+)  # fmt: skip
 def test_samples_have_the_distribution_of_transformers(decoder, options):
     prompt, draws = torch.tensor([PROMPTS[0]]), 2000
     options = {"temperature": 1.5, "top_k": 50, **options}
@@ -145,15 +153,16 @@ def test_samples_have_the_distribution_of_transformers(decoder, options):
         prompt, do_sample=True, max_new_tokens=1, num_return_sequences=draws, **options,
         custom_generate=decoder.custom_generate, num_nodes=2,
     )  # fmt: skip
-    warpers = {
+    processors = {
+        "repetition_penalty": RepetitionPenaltyLogitsProcessor,
         "temperature": TemperatureLogitsWarper, "top_k": TopKLogitsWarper,
         "top_p": TopPLogitsWarper, "min_p": MinPLogitsWarper,
     }  # fmt: skip
     with torch.no_grad():
         logits = decoder.model(prompt).logits[:, -1]
-    for name, value in options.items():
-        if value:
-            logits = warpers[name](value)(prompt, logits)
+    for name, processor in processors.items():
+        if options.get(name):
+            logits = processor(options[name])(prompt, logits)
     expected = logits[0].double().softmax(0)
     counts = torch.bincount(ours[:, -1], minlength=VOCAB).double()
     assert counts[expected == 0].sum() == 0
@@ -220,7 +229,7 @@ def test_in_a_pipeline(decoder):
     ("options", "message"),
     [
         ({"num_beams": 2}, "generation_config must ask for greedy search or sampling, got beam_"),
-        ({"repetition_penalty": 1.1}, "got \\['RepetitionPenaltyLogitsProcessor'\\]"),
+        ({"no_repeat_ngram_size": 2}, r"got \['NoRepeatNGramLogitsProcessor'\]"),
         ({"do_sample": True, "typical_p": 0.9}, r"min_p in this order, .*TypicalLogitsWarper'\]"),
         ({"logits_processor": [TopPLogitsWarper(0.5)], **SAMPLED}, r"TopP.*, 'Temperature"),
         ({"logits_processor": [MinPLogitsWarper(0.5), TopPLogitsWarper(0.5)]}, "once at most, got"),

@@ -72,7 +72,8 @@ class Generate:
         with _passes(model) as passes:
             out = model.generate(
                 batch.to(model.device), attention_mask=mask.to(model.device), pad_token_id=pad,
-                max_new_tokens=max_new_tokens, do_sample=False, **self.options,
+                max_new_tokens=max_new_tokens, do_sample=False,
+                **({"repetition_penalty": 1.0} | self.options),  # not the model's own
             )  # fmt: skip
         tokens = [until_stop(row, stop) for row in out[:, longest:].tolist()]
         step_tokens = sum(len(row) - 1 for row in tokens)

@@ -142,6 +142,7 @@ class SpeculativeDecoder:
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
         min_p: float | Sequence[float] = 0.0,
+        repetition_penalty: float | Sequence[float] = 1.0,
         seed: int | Sequence[int] = 0,
         num_nodes: int | Literal["auto"] = "auto",
         max_nodes: int = SIZES[-1],
@@ -179,7 +180,7 @@ class SpeculativeDecoder:
             draft,
             prompts,
             max_new_tokens=max_new_tokens,
-            sampling=Sampling(temperature, seed, top_k, top_p, min_p),
+            sampling=Sampling(temperature, seed, top_k, top_p, min_p, repetition_penalty),
             stop=self.stop_tokens if stop is None else stop,
             num_nodes=num_nodes,
             min_score=min_score,
@@ -215,7 +216,8 @@ class SpeculativeDecoder:
         The named options of this function, see the other `generate`, are given there, too. Greedy
         tokens are those without it; samples are of the same distribution, with seeds from torch's
         global generator. Stopping criteria are asked for every token of every row by itself, as
-        [1, S] without scores; rows that have ended are padded.
+        [1, S] without scores; rows that have ended are padded. Padding is no text to a repetition
+        penalty.
 
         transformers hands neither `streamer` nor `tokenizer` on to such a function: a streamer gets
         the prompt alone and no end, use `on_tokens`; and stop strings are found with the decoder's
@@ -226,9 +228,9 @@ class SpeculativeDecoder:
 
         Raises:
             ValueError: the model is not this decoder's; or `generate` was asked for what is not
-                done here: beams, scores, logits processors other than temperature, top-k, top-p and
-                min-p in this order, inputs as embeddings, a cache that holds tokens, padding at the
-                right, or positions of one's own.
+                done here: beams, scores, logits processors other than repetition penalty,
+                temperature, top-k, top-p and min-p in this order, inputs as embeddings, a cache
+                that holds tokens, padding at the right, or positions of one's own.
         """
         names = "inputs_embeds", "past_key_values", "attention_mask", "position_ids"
         embeddings, cache, mask, positions = map(model_kwargs.get, names)

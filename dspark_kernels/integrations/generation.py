@@ -6,6 +6,7 @@ import torch
 from transformers import (
     GenerationConfig,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     StopStringCriteria,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -20,12 +21,14 @@ from transformers.generation import (
 
 from ..prompts import stop_tokens
 
-WARPERS = {  # in the order in which the draw applies them
-    TemperatureLogitsWarper: "temperature",
-    TopKLogitsWarper: "top_k",
-    TopPLogitsWarper: "top_p",
-    MinPLogitsWarper: "min_p",
+PROCESSORS = {  # and their parameters, in the order in which the draw applies them
+    RepetitionPenaltyLogitsProcessor: ("repetition_penalty", "penalty"),
+    TemperatureLogitsWarper: ("temperature", "temperature"),
+    TopKLogitsWarper: ("top_k", "top_k"),
+    TopPLogitsWarper: ("top_p", "top_p"),
+    MinPLogitsWarper: ("min_p", "min_p"),
 }
+USUAL = {"min_tokens_to_keep": 1, "filter_value": -float("inf"), "prompt_ignore_length": None}
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -70,19 +73,22 @@ def unpadded(input_ids: torch.Tensor, attention_mask, position_ids) -> list[list
 
 def sampling_options(logits_processor: Sequence, config: GenerationConfig, requests: int) -> dict:
     """Options of the draw; seeds come from torch's global generator."""
-    expected = f"hold {', '.join(WARPERS.values())} in this order, each once at most"
-    options, left = {}, list(WARPERS)
+    names = [name for name, _ in PROCESSORS.values()]
+    expected = f"hold {', '.join(names)} in this order, each once at most"
+    options, left = {}, list(PROCESSORS)
     for processor in logits_processor:
         kind = type(processor)
         if kind not in left:
             _fail("logits_processor", expected, [type(each).__name__ for each in logits_processor])
-        for name, plain in (("min_tokens_to_keep", 1), ("filter_value", -float("inf"))):
-            if getattr(processor, name, plain) != plain:
-                _fail(f"{name} of {kind.__name__}", f"be {plain}", getattr(processor, name))
+        for name, usual in USUAL.items():
+            given = getattr(processor, name, usual)
+            if given is not usual and given != usual:
+                _fail(f"{name} of {kind.__name__}", f"be {usual}", given)
         left = left[left.index(kind) + 1 :]
-        options[WARPERS[kind]] = getattr(processor, WARPERS[kind])
+        option, parameter = PROCESSORS[kind]
+        options[option] = getattr(processor, parameter)
     if not config.do_sample:
-        return {}
+        return {name: options[name] for name in options if name == "repetition_penalty"}
     return {"temperature": 1.0, "seed": torch.randint(2**63 - 1, (requests,)).tolist(), **options}
 
 
