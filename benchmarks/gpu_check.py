@@ -121,9 +121,8 @@ def steps(results, build):
         arch = "".join(map(str, torch.cuda.get_device_capability()))
         archs = {"DSPARK_CUDA_ARCHS": "90a" if arch == "90" else arch}
         yield [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)]
-    others = (
-        f"tests/test_{stem}.py" for stem in ("every_op", "fused_pass", "graph", "gpu", "many_trees")
-    )
+    stems = "every_op", "fused_pass", "generation", "graph", "gpu", "many_trees"
+    others = (f"tests/test_{stem}.py" for stem in stems)
     tests = pytest(*op_tests(), *others, "-k", f"not {PROFILED}", *in_parallel())
     checks = [Step("tests", tests, 150, OMP_NUM_THREADS="2")]
     if shutil.which("compute-sanitizer"):

@@ -264,3 +264,13 @@ def test_inputs_that_are_refused(decoder):
     with pytest.raises(ValueError, match="past_key_values must be empty, got 2 tokens"):
         model.generate(ids, past_key_values=cache, max_new_tokens=4, **custom)
     assert cache.get_seq_length() == 2
+
+
+@pytest.mark.cuda
+def test_on_a_gpu(device):
+    model = tiny_model(vocab_size=VOCAB).to(device)
+    decoder = SpeculativeDecoder(model, tiny_tokenizer(VOCAB), tiny_draft(vocab_size=VOCAB))
+    inputs = {"input_ids": torch.tensor([PROMPTS[2]], device=device)}
+    for options in ({}, {"repetition_penalty": 1.3}, {"stopping_criteria": [Repeated()]}):
+        ours, theirs = both(decoder, inputs, **options)
+        assert torch.equal(ours, theirs) and ours.device == inputs["input_ids"].device
