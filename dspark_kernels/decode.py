@@ -177,7 +177,7 @@ def prefill(
     `room`: cache slots and history entries kept free behind the last token, for the tree of a step.
     """
     batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
-    options = sampling.tensors(batch, target.device)
+    options = sampling.tensors(batch, target.device, target.logit_scale)
     capacity = longest + max_new_tokens + room
     state = (session or Session()).take(target, batch, capacity, options, len(stop))
     state.load(prompts, options, stop, max_new_tokens)

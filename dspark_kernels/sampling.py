@@ -47,8 +47,8 @@ class Sampling:
     min_p: float | Sequence[float] = 0.0
     repetition_penalty: float | Sequence[float] = 1.0
 
-    def tensors(self, batch: int, device: torch.device) -> DrawTensors:
-        """Checked tensors for `batch` requests."""
+    def tensors(self, batch: int, device: torch.device, logit_scale: float = 1.0) -> DrawTensors:
+        """Checked tensors for `batch` requests; the temperature is that of logits / logit_scale."""
 
         def column(name, low, high, dtype, off, least=0.0):
             value = plain(getattr(self, name))
@@ -71,9 +71,10 @@ class Sampling:
             return torch.tensor(values, dtype=dtype, device=device)
 
         seed = column("seed", -(2**63), 2**63 - 1, torch.int64, None)
+        temperature = column("temperature", 0, None, torch.float32, 0, LEAST_TEMPERATURE)
         smallest = torch.finfo(torch.float32).tiny
         return DrawTensors(
-            temperature=column("temperature", 0, None, torch.float32, 0, LEAST_TEMPERATURE),
+            temperature=None if temperature is None else temperature / logit_scale,
             seed=seed,
             top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
             top_p=column("top_p", smallest, 1, torch.float32, 1),

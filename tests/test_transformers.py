@@ -10,9 +10,9 @@ from tiny import KINDS, PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaRMSNorm
 
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
-from dspark_kernels.integrations.kinds import FUSED_TYPES, MODEL_TYPES
+from dspark_kernels.integrations.kinds import FUSED_TYPES, MODEL_TYPES, experts_of
 from dspark_kernels.integrations.loading import load_draft, load_model
-from dspark_kernels.integrations.transformers import ATTENTION
+from dspark_kernels.integrations.transformers import ATTENTION, TransformersTarget
 
 
 def theirs(model, count):
@@ -34,6 +34,38 @@ def ours(model, count):
 def test_every_kind_of_model(model_type):
     model = tiny_model(model_type=model_type, **KINDS[model_type])
     assert ours(model, 40) == (theirs(model, 40), model_type in FUSED_TYPES)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_logits_are_scaled_products_of_the_lm_head(model_type):
+    model, ids = tiny_model(model_type=model_type, **KINDS[model_type]), torch.arange(10)[None]
+    target, hidden = TransformersTarget(model), model.get_decoder()(ids).last_hidden_state
+    products = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
+    torch.testing.assert_close(model(ids).logits, products * target.logit_scale)
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "granite"])
+def test_samples_follow_scaled_logits(model_type):
+    """As if the scale were the temperature's; and both have the same draft."""
+    model = tiny_model(model_type=model_type, **KINDS[model_type])
+    decoder, options = SpeculativeDecoder(model, None, tiny_draft()), {"max_new_tokens": 30}
+    scale = decoder.target.logit_scale
+    scaled = decoder.generate(PROMPTS, temperature=scale, seed=3, **options).tokens
+    decoder.target.logit_scale = 1.0
+    assert decoder.generate(PROMPTS, temperature=1.0, seed=3, **options).tokens == scaled
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_kind_can_be_captured(model_type, device):
+    model = tiny_model(model_type=model_type, **KINDS[model_type]).to(device)
+    if experts_of(model):
+        model.set_experts_implementation("batched_mm")  # grouped_mm asks a GPU what it is
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    options = {"max_new_tokens": 16, "temperature": 0.5}
+    expected = decoder.generate(PROMPTS[:2], speculative=False, **options).tokens
+    assert decoder.generate(PROMPTS[:2], num_nodes=8, **options).tokens == expected
 
 
 def test_an_unsupported_architecture_is_refused():
@@ -298,9 +330,9 @@ def test_files_cut_short_are_one_sentence(folder):
 
 
 def test_kinds_are_refused_before_weights_are_read(folder):
-    change(folder / "config.json", b'"llama"', b'"granite"')
+    change(folder / "config.json", b'"llama"', b'"bitnet"')
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"model_type must be one of .*, got 'granite'"):
+    with pytest.raises(ValueError, match=r"model_type must be one of .*, got 'bitnet'"):
         load_model(folder)
 
 

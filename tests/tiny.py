@@ -12,6 +12,7 @@ SIZES = {
 }  # fmt: skip
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11, 12, 11]]
 WINDOW, EXPERTS = {"sliding_window": 6}, {"num_experts": 5, "num_experts_per_tok": 2}
+LOCAL_EXPERTS = EXPERTS | {"num_local_experts": 5}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], **WINDOW}
 KINDS = {  # of models, and options which bring out what is special about them
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -21,8 +22,45 @@ KINDS = {  # of models, and options which bring out what is special about them
     "qwen3": {},
     "seed_oss": {"attention_bias": True, "attention_out_bias": True},
     "phi3": WINDOW,
-    "mixtral": EXPERTS | {"num_local_experts": 5},
+    "mixtral": LOCAL_EXPERTS,
     "qwen3_moe": EXPERTS | {"moe_intermediate_size": 16, "mlp_only_layers": [0]},
+    "apertus": {},
+    "arcee": {"attention_bias": True},
+    "cohere": {"logit_scale": 0.25, "use_qk_norm": True},
+    "cohere2": MIXED | {"logit_scale": 3.0},
+    "ernie4_5": {"use_bias": True},
+    "ernie4_5_moe": {
+        "moe_num_experts": 5,
+        "moe_k": 2,
+        "moe_intermediate_size": 16,
+        "moe_layer_start_index": 1,
+    },
+    "exaone4": MIXED,
+    "glm": {"partial_rotary_factor": 0.5},
+    "glm4": {"attention_bias": True},
+    "glm4_moe": {
+        "n_routed_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "use_qk_norm": True,
+    },
+    "gpt_oss": MIXED | LOCAL_EXPERTS,
+    "granite": {
+        "logits_scaling": 4.0,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.5,
+    },
+    "granitemoe": LOCAL_EXPERTS | {"logits_scaling": 0.5, "residual_multiplier": 0.5},
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": 2},
+    "minimax_m2": LOCAL_EXPERTS,
+    "ministral3": {},
+    "olmo": {"clip_qkv": 2.0},
+    "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "qwen2_moe": EXPERTS | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "gemma": {},
     "gemma3_text": MIXED,
     "olmo2": {},

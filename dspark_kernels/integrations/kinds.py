@@ -10,7 +10,10 @@ FUSED_TYPES = (
     "llama", "mistral", "ministral", "qwen2", "qwen3", "seed_oss", "phi3", "mixtral", "qwen3_moe",
 )  # fmt: skip
 MODEL_TYPES = (
-    *FUSED_TYPES, "gemma", "gemma3_text", "olmo2", "olmo3", "olmoe", "smollm3", "starcoder2",
+    *FUSED_TYPES, "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "gemma", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2", "olmo3",
+    "olmoe", "phi", "qwen2_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 TORCH, TRANSFORMERS = "torch.nn.", "transformers."  # modules of classes and functions
@@ -61,6 +64,11 @@ def _rope_types(config) -> list[str]:
     return [kind["rope_type"] for kind in kinds if isinstance(kind, dict) and "rope_type" in kind]
 
 
+def logit_scale(config) -> float:
+    """What a model multiplies the products of its LM head with to have its logits."""
+    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+
 def check_config(config) -> None:
     """Raise a ValueError unless models of this configuration can be targets."""
     if config.model_type not in MODEL_TYPES:
@@ -73,6 +81,8 @@ def check_config(config) -> None:
                 f"model must have rotary angles which depend on the position alone, got rope_type "
                 f"{kind!r}: the nodes of a tree would change those of the text before them"
             )
+    if logit_scale(config) <= 0:
+        raise ValueError(f"model must scale its logits by more than 0, got {logit_scale(config)}")
     if getattr(config, "final_logit_softcapping", None):
         raise ValueError("model must draw from its LM head's logits, got some that are capped")
     if getattr(config, "use_bidirectional_attention", None):

@@ -20,7 +20,7 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 from .fused_pass import FusedPass
-from .kinds import check_model, experts_of, hooks_of
+from .kinds import check_model, experts_of, hooks_of, logit_scale
 
 ATTENTION = "dspark"
 # one by decoder module: held while it, which others may share, has our attention
@@ -39,11 +39,12 @@ class Pass(NamedTuple):
 
 def _attention(
     module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None,
-    dspark: Pass | None = None, **_,
+    s_aux=None, dspark: Pass | None = None, **_,
 ):  # fmt: skip
     """Attention of a layer: query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E].
 
-    With packed rows B is 1 and N is their number, outside as in what is returned.
+    With packed rows B is 1 and N is their number, outside as in what is returned. s_aux [Hq]: the
+    scores of attention sinks, which take their share of the weights and have no values.
     """
     if dspark is None:
         raise RuntimeError(
@@ -57,12 +58,14 @@ def _attention(
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
-        return causal_attention(query, key, value, scaling, sliding_window), None
+        return causal_attention(query, key, value, scaling, sliding_window, s_aux), None
     query = query.transpose(1, 2)
-    out, _lse = ops.tree_attention.default(
+    out, lse = ops.tree_attention.default(
         query if rows is None else query[0], k_cache, v_cache, cache.seqlens, ancestors, scaling,
         cache.block_table, sliding_window or 0, softcap or 0.0, None, None, rows,
     )  # fmt: skip
+    if s_aux is not None:
+        out = (out * (lse - s_aux).sigmoid()[..., None]).to(out.dtype)
     return out if rows is None else out[None], None
 
 
@@ -80,6 +83,7 @@ class TransformersTarget:
         self.embedding = model.get_input_embeddings().weight  # [V, D]
         self.lm_head = model.get_output_embeddings().weight  # [V, D]
         self.lm_head_bias = model.get_output_embeddings().bias
+        self.logit_scale = logit_scale(config)
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
