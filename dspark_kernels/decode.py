@@ -132,7 +132,7 @@ def verify(
         positions = cache.seqlens[:, None].long() + tree.depths
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
-        before = partial(text_before, state.history, state.lengths, tree)
+        before = partial(text_before, state.history, state.lengths, tree, packing)
         drawn = draw(target, hidden, positions, state.sampling, before, packing)
         drawn = unpack(drawn, packing, *tokens.shape)
         if packing is not None:  # the walk never meets a node that is left out

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from .checks import integer, number, plain
-from .ops import linear_topk, sample_logits
+from .ops import fused_linear, linear_topk, sample_logits
 from .packing import Packing, pack
 from .tree import DraftTree
 
@@ -37,7 +37,8 @@ class Sampling:
     temperature: 0 for greedy decoding, or 1e-6 and more. seed: of the noise; the same seed gives
     the same text. top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
     repetition_penalty: above 0, 1 for off; logits of tokens that stand in the prompt or behind it
-    are divided by it where they are above 0, else multiplied (Keskar et al. 2019).
+    are divided by it where they are above 0, else multiplied (Keskar et al. 2019). Drafts do not
+    know of it, so that fewer of their tokens are accepted.
     """
 
     temperature: float | Sequence[float] = 0.0
@@ -84,27 +85,30 @@ class Sampling:
 
 
 def text_before(
-    history: torch.Tensor, lengths: torch.Tensor, tree: DraftTree | None = None
-) -> torch.Tensor:
-    """The tokens before each draw: history int64 [B, S] -> int64 [B, N, S + N], or [B, 1, S].
+    history: torch.Tensor, lengths: torch.Tensor, tree: DraftTree | None = None,
+    packing: Packing | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The tokens before each draw: history int64 [B, S] -> int64 [T, S + N], or [B, S].
 
     Of the history those up to its length, and of a tree the nodes on the path; in the other places
-    is one of these again.
+    is one of these again. packing: the slots of the trees which take part; None for all.
     """
     known = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
-    history = torch.where(known, history, history[:, :1])[:, None]
+    history = torch.where(known, history, history[:, :1])
     if tree is None:
         return history
-    nodes = torch.arange(tree.tokens.shape[1], device=history.device)
+    batch, count = tree.tokens.shape
+    nodes = torch.arange(count, device=history.device)
     above = (tree.ancestors[:, :, nodes // 64] >> nodes % 64) & 1  # [B, N, N]
     path = torch.where(above == 1, tree.tokens[:, None], tree.tokens[:, :, None])
-    return torch.cat((history.expand(-1, len(nodes), -1), path), dim=2)
+    requests = torch.arange(batch, device=history.device)[:, None].expand(-1, count)
+    return torch.cat((history[pack(requests, packing)], pack(path, packing)), dim=1)
 
 
-def _penalized(logits, tokens, penalty):
-    """logits [T, V] with those of tokens int64 [T, L] made less likely by penalty [T]."""
+def _penalize(logits, tokens, penalty):
+    """Make tokens int64 [T, L] less likely, in place: logits [T, V] by penalty [T]."""
     penalty, values = penalty[:, None], logits.gather(1, tokens)
-    return logits.scatter(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
+    logits.scatter_(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
 
 
 def draw(
@@ -135,7 +139,12 @@ def draw(
     if not truncation and penalty is None:
         _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
         return ids[:, 0]
-    logits = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
+    weight, bias = target.lm_head, target.lm_head_bias
+    if hidden.is_cuda:
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+    else:  # of which the logits of a row do not depend on the number of rows
+        logits = fused_linear(hidden, [weight], biases=[] if bias is None else [bias])
     if penalty is not None:
-        logits = _penalized(logits.float(), pack(before(), packing), penalty)
+        logits = logits.float()
+        _penalize(logits, before(), penalty)
     return sample_logits(logits, **noise, **truncation)

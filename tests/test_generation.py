@@ -55,15 +55,13 @@ def until_text(tokenizer, tokens, text):
     return tokens[:end]
 
 
-def test_greedy_tokens_are_those_of_generate(decoder, inputs):
-    ours, theirs = both(decoder, inputs)
+@pytest.mark.parametrize("penalty", [1.0, 1.5, 0.7])
+def test_greedy_tokens_are_those_of_generate(decoder, inputs, penalty):
+    ours, theirs = both(decoder, inputs, repetition_penalty=penalty)
     assert torch.equal(ours, theirs) and ours.shape == (len(PROMPTS), WIDTH + 24)
     alone = {"input_ids": torch.tensor([PROMPTS[0]])}  # without a mask
-    for penalty in (1.0, 1.5):
-        ours, theirs = both(
-            decoder, alone, return_dict_in_generate=True, repetition_penalty=penalty
-        )
-        assert torch.equal(ours.sequences, theirs.sequences)
+    ours, theirs = both(decoder, alone, return_dict_in_generate=True, repetition_penalty=penalty)
+    assert torch.equal(ours.sequences, theirs.sequences)
 
 
 @pytest.mark.parametrize("place", [1, 7, 23])

@@ -185,7 +185,10 @@ def test_on_the_cpu_functions_are_called_as_they_are():
 
 @pytest.mark.cuda
 @torch.inference_mode()
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLING], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(repetition_penalty=1.2), PLAIN, SAMPLING],
+    ids=["greedy", "greedy, penalized", "sampled", "sampled, penalized"],
+)  # fmt: skip
 @pytest.mark.parametrize("layers", ["the model's own layers", "fused layers"])
 def test_replayed_steps_are_the_eager_ones(layers, sampling, device):
     """Every step of a run from its graph, beside the same step as it is: the same bits."""

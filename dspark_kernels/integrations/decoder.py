@@ -31,6 +31,9 @@ from .loading import load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
 
 
+CRITERIA = 8  # of stop strings, which are kept for later calls
+
+
 @dataclass
 class Output:
     """What `SpeculativeDecoder.generate` gives: per request its text and tokens; statistics."""
@@ -123,6 +126,8 @@ class SpeculativeDecoder:
         if self.tokenizer is None:
             raise ValueError("generate: stop_strings must be None for a decoder without tokenizer")
         if strings not in self._criteria:
+            if len(self._criteria) == CRITERIA:
+                del self._criteria[next(iter(self._criteria))]
             self._criteria[strings] = StopStringCriteria(self.tokenizer, list(strings))
         return self._criteria[strings]
 
@@ -216,8 +221,8 @@ class SpeculativeDecoder:
         The named options of this function, see the other `generate`, are given there, too. Greedy
         tokens are those without it; samples are of the same distribution, with seeds from torch's
         global generator. Stopping criteria are asked for every token of every row by itself, as
-        [1, S] without scores; rows that have ended are padded. Padding is no text to a repetition
-        penalty.
+        [1, S] without scores; rows that have ended are padded, also where there is no end token
+        and transformers would go on with them. Padding is no text to a repetition penalty.
 
         transformers hands neither `streamer` nor `tokenizer` on to such a function: a streamer gets
         the prompt alone and no end, use `on_tokens`; and stop strings are found with the decoder's
@@ -239,9 +244,10 @@ class SpeculativeDecoder:
         if stop_strings is not None:
             stopping_criteria = [*stopping_criteria, self._stop_criterion(stop_strings)]
         stops = stop_options(stopping_criteria, generation_config, input_ids)
+        padding = [input_ids.shape[1] - len(prompt) for prompt in prompts]
         out = self.generate(
             prompts,
-            **sampling_options(logits_processor, generation_config, len(prompts)),
+            **sampling_options(logits_processor, generation_config, padding),
             **stops,
             num_nodes=num_nodes,
             max_nodes=max_nodes,

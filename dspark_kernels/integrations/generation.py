@@ -19,6 +19,7 @@ from transformers.generation import (
     MaxLengthCriteria,
 )
 
+from ..checks import plain
 from ..prompts import stop_tokens
 
 PROCESSORS = {  # and their parameters, in the order in which the draw applies them
@@ -28,7 +29,7 @@ PROCESSORS = {  # and their parameters, in the order in which the draw applies t
     TopPLogitsWarper: ("top_p", "top_p"),
     MinPLogitsWarper: ("min_p", "min_p"),
 }
-USUAL = {"min_tokens_to_keep": 1, "filter_value": -float("inf"), "prompt_ignore_length": None}
+USUAL = {"min_tokens_to_keep": 1, "filter_value": -float("inf")}
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -71,8 +72,10 @@ def unpadded(input_ids: torch.Tensor, attention_mask, position_ids) -> list[list
     return [ids[kept].tolist() for ids, kept in zip(input_ids, mask, strict=True)]
 
 
-def sampling_options(logits_processor: Sequence, config: GenerationConfig, requests: int) -> dict:
-    """Options of the draw; seeds come from torch's global generator."""
+def sampling_options(
+    logits_processor: Sequence, config: GenerationConfig, padding: Sequence[int]
+) -> dict:
+    """Options of the draw; seeds come from torch's global generator. padding: of each request."""
     names = [name for name, _ in PROCESSORS.values()]
     expected = f"hold {', '.join(names)} in this order, each once at most"
     options, left = {}, list(PROCESSORS)
@@ -82,14 +85,18 @@ def sampling_options(logits_processor: Sequence, config: GenerationConfig, reque
             _fail("logits_processor", expected, [type(each).__name__ for each in logits_processor])
         for name, usual in USUAL.items():
             given = getattr(processor, name, usual)
-            if given is not usual and given != usual:
+            if given != usual:
                 _fail(f"{name} of {kind.__name__}", f"be {usual}", given)
+        ignored = plain(getattr(processor, "prompt_ignore_length", None))
+        if ignored is not None and ignored != padding:
+            _fail(f"prompt_ignore_length of {kind.__name__}", f"be {padding}", ignored)
         left = left[left.index(kind) + 1 :]
         option, parameter = PROCESSORS[kind]
         options[option] = getattr(processor, parameter)
     if not config.do_sample:
         return {name: options[name] for name in options if name == "repetition_penalty"}
-    return {"temperature": 1.0, "seed": torch.randint(2**63 - 1, (requests,)).tolist(), **options}
+    seeds = torch.randint(2**63 - 1, (len(padding),)).tolist()
+    return {"temperature": 1.0, "seed": seeds, **options}
 
 
 def stop_options(
@@ -118,18 +125,23 @@ def stop_options(
 
 def _met(criteria: Sequence, tokens: list[int], device) -> bool:
     """Whether one of transformers' criteria is met by a sequence."""
-    row = torch.tensor([tokens], device=device)
-    return any(bool(torch.as_tensor(criterion(row, None)).all()) for criterion in criteria)
+
+    def met(criterion) -> bool:
+        row = torch.tensor([tokens], device=device)
+        if type(criterion) is StopStringCriteria:  # reads so many, and needs no GPU
+            row = torch.tensor([tokens[-criterion.maximum_token_len :]])
+        return bool(torch.as_tensor(criterion(row, None)).all())
+
+    return any(map(met, criteria))
 
 
 def stop_at(
     criterion: StopStringCriteria, stop_when: Callable[[int, list[int]], bool] | None
 ) -> Callable[[int, list[int]], bool]:
     """`stop_when` which ends a request at strings in its continuation, too."""
-    longest = criterion.maximum_token_len  # tokens that can hold one
 
     def met(request: int, tokens: list[int]) -> bool:
-        if _met([criterion], tokens[-longest:], "cpu"):
+        if _met([criterion], tokens, "cpu"):
             return True
         return stop_when is not None and stop_when(request, tokens)
 

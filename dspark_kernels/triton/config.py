@@ -34,7 +34,7 @@ class Tile(NamedTuple):
         """Keyword arguments of the launch; registers are few enough for what an SM holds."""
         options = {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
         registers = REGISTERS // (32 * self.num_warps * self.per_sm) // 8 * 8  # of a thread
-        if registers < 256:  # a thread's most anyway
+        if self.per_sm > 1 and registers < 256:  # a thread's most anyway
             options["maxnreg"] = registers
         return options
 

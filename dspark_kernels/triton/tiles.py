@@ -167,15 +167,15 @@ TILES = {
         ((ANY, 256, ANY), {"BLOCK_M": 64, "BLOCK_N": 32}, 8, 3, 1),
     ],
     ("tree_attention", "single", 80): [
-        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
-        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 1),
+        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 1),
     ],
     ("tree_attention", "single", 90): [
-        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
-        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 1),
+        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 1),
     ],
     ("tree_attention", "single", 100): [
-        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 2),
-        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 2),
+        ((ANY, 128, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 2, 1),
+        ((ANY, 256, ANY), {"BLOCK_M": 16, "BLOCK_N": 16}, 8, 1, 1),
     ],
 }

@@ -49,7 +49,9 @@ def install():
             job = *name, source.signature, source.constants, source.attrs, target, options
             pickle.dump(job, helper.stdin)
             helper.stdin.flush()
-            helper.stdout.readline()
+            answer = helper.stdout.readline().decode()
+            if answer != "\n":
+                raise RuntimeError(f"the process that compiles says {answer or 'nothing'!r}")
         return compile_here(source, target=target, options=options, **others)
 
     triton.compiler.compile = compile
@@ -65,7 +67,7 @@ def main():
             source = ASTSource(getattr(importlib.import_module(module), name), *parts)
             triton.compiler.compile(source, target=target, options=options)
             print(flush=True)
-        except Exception as error:  # the other process meets it again
+        except Exception as error:
             print(repr(error).replace("\n", " "), flush=True)
 
 
