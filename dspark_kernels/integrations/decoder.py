@@ -30,7 +30,6 @@ from .generation import (
 from .loading import load_draft, load_model, shipped_draft
 from .transformers import TransformersTarget
 
-
 CRITERIA = 8  # of stop strings, which are kept for later calls
 
 
