@@ -136,7 +136,9 @@ def draw(
         names = "top_k", "top_p", "min_p"
         truncation = {name: per_row(getattr(sampling, name)) for name in names}
     penalty = per_row(sampling.repetition_penalty)
-    if not truncation and penalty is None:
+    # a draw of the largest logit alone does not see a cap
+    capped = target.logit_cap is not None and bool(noise or penalty is not None)
+    if not truncation and penalty is None and not capped:
         _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
         return ids[:, 0]
     weight, bias = target.lm_head, target.lm_head_bias
@@ -144,6 +146,8 @@ def draw(
         logits = torch.nn.functional.linear(hidden, weight, bias)
     else:  # of which the logits of a row do not depend on the number of rows
         logits = fused_linear(hidden, [weight], biases=[] if bias is None else [bias])
+    if capped:
+        logits = target.logit_cap * torch.tanh(logits / target.logit_cap)
     if penalty is not None:
         logits = logits.float()
         _penalize(logits, before(), penalty)

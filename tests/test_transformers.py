@@ -9,6 +9,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 from tiny import KINDS, PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaRMSNorm
 
+import dspark_kernels as dk
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.kinds import FUSED_TYPES, MODEL_TYPES, experts_of
 from dspark_kernels.integrations.loading import load_draft, load_model
@@ -38,22 +39,33 @@ def test_every_kind_of_model(model_type):
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_logits_are_scaled_products_of_the_lm_head(model_type):
+def test_logits_are_products_of_the_lm_head_scaled_or_capped(model_type):
     model, ids = tiny_model(model_type=model_type, **KINDS[model_type]), torch.arange(10)[None]
     target, hidden = TransformersTarget(model), model.get_decoder()(ids).last_hidden_state
     products = torch.nn.functional.linear(hidden, target.lm_head, target.lm_head_bias)
-    torch.testing.assert_close(model(ids).logits, products * target.logit_scale)
+    logits = products * target.logit_scale
+    if target.logit_cap is not None:
+        logits = target.logit_cap * torch.tanh(logits / target.logit_cap)
+    torch.testing.assert_close(model(ids).logits, logits)
 
 
-@pytest.mark.parametrize("model_type", ["cohere", "granite"])
-def test_samples_follow_scaled_logits(model_type):
-    """As if the scale were the temperature's; and both have the same draft."""
-    model = tiny_model(model_type=model_type, **KINDS[model_type])
-    decoder, options = SpeculativeDecoder(model, None, tiny_draft()), {"max_new_tokens": 30}
-    scale = decoder.target.logit_scale
-    scaled = decoder.generate(PROMPTS, temperature=scale, seed=3, **options).tokens
-    decoder.target.logit_scale = 1.0
-    assert decoder.generate(PROMPTS, temperature=1.0, seed=3, **options).tokens == scaled
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llama", "cohere", "granite", "gemma2"])
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}])
+def test_samples_are_of_the_models_own_logits(model_type, options):
+    model, draws = tiny_model(model_type=model_type, **KINDS[model_type]), 40
+    decoder = SpeculativeDecoder(model, None, tiny_draft())
+    out = decoder.generate(
+        PROMPTS[:1] * draws, max_new_tokens=1, temperature=0.9, seed=range(draws), **options
+    )
+    options = {name: torch.full((draws,), k, dtype=torch.int32) for name, k in options.items()}
+    logits = model(torch.tensor(PROMPTS[:1])).logits[:, -1].expand(draws, -1)
+    expected = dk.sample_logits(
+        logits, temperature=torch.full((draws,), 0.9), seed=torch.arange(draws),
+        position=torch.full((draws,), len(PROMPTS[0])), **options,
+    )  # fmt: skip
+    assert [token for (token,) in out.tokens] == expected.tolist()
+    assert len(set(expected.tolist())) > 2
 
 
 @pytest.mark.cuda
@@ -145,12 +157,6 @@ def test_angles_that_depend_on_the_longest_position_are_refused():
     options = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(ValueError, match="rope_type 'dynamic'"):
         SpeculativeDecoder(tiny_model(rope_parameters=options), None, None)
-
-
-def test_capped_logits_are_refused():
-    options = KINDS["gemma3_text"] | {"final_logit_softcapping": 30.0}
-    with pytest.raises(ValueError, match="got some that are capped"):
-        SpeculativeDecoder(tiny_model(model_type="gemma3_text", **options), None, None)
 
 
 class Scaled:

@@ -62,6 +62,7 @@ KINDS = {  # of models, and options which bring out what is special about them
     "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": True},
     "qwen2_moe": EXPERTS | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "gemma": {},
+    "gemma2": MIXED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     "gemma3_text": MIXED,
     "olmo2": {},
     "olmo3": MIXED,

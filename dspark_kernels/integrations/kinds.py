@@ -11,7 +11,7 @@ FUSED_TYPES = (
 )  # fmt: skip
 MODEL_TYPES = (
     *FUSED_TYPES, "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "gemma", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "helium",
+    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "helium",
     "hunyuan_v1_dense", "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2", "olmo3",
     "olmoe", "phi", "qwen2_moe", "smollm3", "starcoder2",
 )  # fmt: skip
@@ -83,8 +83,6 @@ def check_config(config) -> None:
             )
     if logit_scale(config) <= 0:
         raise ValueError(f"model must scale its logits by more than 0, got {logit_scale(config)}")
-    if getattr(config, "final_logit_softcapping", None):
-        raise ValueError("model must draw from its LM head's logits, got some that are capped")
     if getattr(config, "use_bidirectional_attention", None):
         raise ValueError("model must attend to earlier tokens alone, got bidirectional attention")
 

@@ -58,7 +58,8 @@ def _attention(
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
-        return causal_attention(query, key, value, scaling, sliding_window, s_aux), None
+        own = causal_attention(query, key, value, scaling, sliding_window, s_aux, softcap)
+        return own, None
     query = query.transpose(1, 2)
     out, lse = ops.tree_attention.default(
         query if rows is None else query[0], k_cache, v_cache, cache.seqlens, ancestors, scaling,
@@ -84,6 +85,7 @@ class TransformersTarget:
         self.lm_head = model.get_output_embeddings().weight  # [V, D]
         self.lm_head_bias = model.get_output_embeddings().bias
         self.logit_scale = logit_scale(config)
+        self.logit_cap = getattr(config, "final_logit_softcapping", None)
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
