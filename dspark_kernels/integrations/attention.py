@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 
-
 ROWS = 256  # of a prompt whose scores are in memory at a time, where SDPA cannot serve
 
 

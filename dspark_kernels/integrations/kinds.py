@@ -11,9 +11,9 @@ FUSED_TYPES = (
 )  # fmt: skip
 MODEL_TYPES = (
     *FUSED_TYPES, "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2", "olmo3",
-    "olmoe", "phi", "qwen2_moe", "smollm3", "starcoder2",
+    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe",
+    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2",
+    "olmo3", "olmoe", "phi", "qwen2_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 TORCH, TRANSFORMERS = "torch.nn.", "transformers."  # modules of classes and functions
