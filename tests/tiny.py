@@ -14,6 +14,12 @@ PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0] * 3, [11, 12, 11
 WINDOW, EXPERTS = {"sliding_window": 6}, {"num_experts": 5, "num_experts_per_tok": 2}
 LOCAL_EXPERTS = EXPERTS | {"num_local_experts": 5}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], **WINDOW}
+LATENT = {  # attention, with keys of 12 numbers, 4 of them rotated
+    "head_dim": 4,
+    "q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+}  # fmt: skip
 KINDS = {  # of models, and options which bring out what is special about them
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": WINDOW,
@@ -35,6 +41,9 @@ KINDS = {  # of models, and options which bring out what is special about them
         "moe_intermediate_size": 16,
         "moe_layer_start_index": 1,
     },
+    "deepseek_v2": LATENT | {"topk_method": "group_limited_greedy"},
+    "deepseek_v3": LATENT,
+    "glm4_moe_lite": LATENT,
     "exaone4": MIXED,
     "glm": {"partial_rotary_factor": 0.5},
     "glm4": {"attention_bias": True},
@@ -78,7 +87,7 @@ def tiny_model(vocab_size=64, seed=0, model_type="llama", **options):
     Biases are not 0, and weights of norms are not 1.
     """
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **SIZES, **options)
+    config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **(SIZES | options))
     model = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         mean = 1.0 if name.endswith("norm.weight") else 0.0

@@ -10,10 +10,11 @@ FUSED_TYPES = (
     "llama", "mistral", "ministral", "qwen2", "qwen3", "seed_oss", "phi3", "mixtral", "qwen3_moe",
 )  # fmt: skip
 MODEL_TYPES = (
-    *FUSED_TYPES, "apertus", "arcee", "cohere", "cohere2", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt_oss", "granite", "granitemoe",
-    "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2",
-    "olmo3", "olmoe", "phi", "qwen2_moe", "smollm3", "starcoder2",
+    *FUSED_TYPES, "apertus", "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "ernie4_5",
+    "ernie4_5_moe", "exaone4", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "gpt_oss", "granite", "granitemoe", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "minimax_m2", "ministral3", "olmo", "olmo2", "olmo3", "olmoe", "phi",
+    "qwen2_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 LENGTH_DEPENDENT = ("dynamic", "longrope")  # rope types whose angles depend on the longest position
 TORCH, TRANSFORMERS = "torch.nn.", "transformers."  # modules of classes and functions
@@ -62,6 +63,12 @@ def _rope_types(config) -> list[str]:
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters] if "rope_type" in parameters else parameters.values()
     return [kind["rope_type"] for kind in kinds if isinstance(kind, dict) and "rope_type" in kind]
+
+
+def head_dim(config) -> int:
+    """Width of a model's keys; values may be narrower where both come from latent vectors."""
+    own = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    return own or config.hidden_size // config.num_attention_heads
 
 
 def logit_scale(config) -> float:

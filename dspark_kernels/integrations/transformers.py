@@ -20,7 +20,7 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 from .fused_pass import FusedPass
-from .kinds import check_model, experts_of, hooks_of, logit_scale
+from .kinds import check_model, experts_of, head_dim, hooks_of, logit_scale
 
 ATTENTION = "dspark"
 # one by decoder module: held while it, which others may share, has our attention
@@ -55,11 +55,14 @@ def _attention(
     cache, slots, ancestors, rows, met = dspark
     met.append(module.layer_idx)
     k_cache, v_cache = cache.keys[module.layer_idx], cache.values[module.layer_idx]
+    width = value.shape[-1]
+    if width < v_cache.shape[-1]:  # of latent attention
+        value = torch.nn.functional.pad(value, (0, v_cache.shape[-1] - width))
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
         own = causal_attention(query, key, value, scaling, sliding_window, s_aux, softcap)
-        return own, None
+        return own[..., :width], None
     query = query.transpose(1, 2)
     out, lse = ops.tree_attention.default(
         query if rows is None else query[0], k_cache, v_cache, cache.seqlens, ancestors, scaling,
@@ -67,6 +70,7 @@ def _attention(
     )  # fmt: skip
     if s_aux is not None:
         out = (out * (lse - s_aux).sigmoid()[..., None]).to(out.dtype)
+    out = out[..., :width]
     return out if rows is None else out[None], None
 
 
@@ -89,10 +93,9 @@ class TransformersTarget:
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
-        heads = config.num_attention_heads
         self.num_layers = config.num_hidden_layers
         self.kv_heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.head_dim = head_dim(config)
         self.fused = FusedPass(self.decoder) if FusedPass.supports(self.decoder) else None
         configs = (getattr(module, "config", None) for module in self.decoder.modules())
         # one, but for layers that were copied
