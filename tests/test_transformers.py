@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
-from tiny import KINDS, PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
+from tiny import KINDS, MIXED, PROMPTS, tiny_draft, tiny_model, tiny_tokenizer
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaRMSNorm
 
 import dspark_kernels as dk
@@ -78,6 +78,24 @@ def test_every_kind_can_be_captured(model_type, device):
     options = {"max_new_tokens": 16, "temperature": 0.5}
     expected = decoder.generate(PROMPTS[:2], speculative=False, **options).tokens
     assert decoder.generate(PROMPTS[:2], num_nodes=8, **options).tokens == expected
+
+
+def test_values_wider_than_keys():
+    model = tiny_model(model_type="deepseek_v3", **(KINDS["deepseek_v3"] | {"v_head_dim": 16}))
+    assert ours(model, 20)[0] == theirs(model, 20)
+
+
+@pytest.mark.parametrize("field", ["logit_scale", "logits_scaling", "final_logit_softcapping"])
+def test_what_a_config_holds_for_other_kinds_means_nothing(field):
+    target = TransformersTarget(tiny_model(**{field: 0.1}))
+    assert (target.logit_scale, target.logit_cap) == (1.0, None)
+
+
+def test_a_window_that_is_not_said_is_refused():
+    options = MIXED | {"use_sliding_window": False}
+    decoder = SpeculativeDecoder(tiny_model(model_type="smollm3", **options), None, None)
+    with pytest.raises(ValueError, match="window of its sliding attention, got none in layer 0"):
+        decoder.generate(PROMPTS, max_new_tokens=2)
 
 
 def test_an_unsupported_architecture_is_refused():

@@ -20,6 +20,15 @@ LATENT = {  # attention, with keys of 12 numbers, 4 of them rotated
     "v_head_dim": 8, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
 }  # fmt: skip
+ALPHA = {
+    "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0, "factor": 1.0,
+    },
+}  # fmt: skip
+GROWING = {  # queries, with their positions
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.5,
+}  # fmt: skip
 KINDS = {  # of models, and options which bring out what is special about them
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": WINDOW,
@@ -63,16 +72,23 @@ KINDS = {  # of models, and options which bring out what is special about them
     },
     "granitemoe": LOCAL_EXPERTS | {"logits_scaling": 0.5, "residual_multiplier": 0.5},
     "helium": {},
-    "hunyuan_v1_dense": {},
-    "hunyuan_v1_moe": {"num_experts": 5, "moe_topk": 2},
+    "hunyuan_v1_dense": ALPHA,
+    "hunyuan_v1_moe": ALPHA | {"num_experts": 5, "moe_topk": 2},
     "minimax_m2": LOCAL_EXPERTS,
-    "ministral3": {},
+    "ministral3": {"rope_parameters": GROWING},
     "olmo": {"clip_qkv": 2.0},
     "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": True},
-    "qwen2_moe": EXPERTS | {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "qwen2_moe": EXPERTS
+    | MIXED
+    | {
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "use_sliding_window": True,
+    },
     "gemma": {},
-    "gemma2": MIXED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
-    "gemma3_text": MIXED,
+    "gemma2": MIXED
+    | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 4},
+    "gemma3_text": MIXED | {"query_pre_attn_scalar": 4},
     "olmo2": {},
     "olmo3": MIXED,
     "olmoe": EXPERTS,

@@ -61,19 +61,33 @@ def is_linear(module) -> bool:
 def _rope_types(config) -> list[str]:
     """Of all layers, or of each kind of layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
+    if config.model_type.startswith("hunyuan") and parameters.get("alpha"):
+        return []  # "dynamic" by name, with angles that do not change
     kinds = [parameters] if "rope_type" in parameters else parameters.values()
     return [kind["rope_type"] for kind in kinds if isinstance(kind, dict) and "rope_type" in kind]
 
 
 def head_dim(config) -> int:
-    """Width of a model's keys; values may be narrower where both come from latent vectors."""
-    own = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None)
+    """Width of a model's keys and values; of latent attention the larger of both."""
+    if hasattr(config, "qk_head_dim"):
+        return max(config.qk_head_dim, config.v_head_dim)
+    own = getattr(config, "head_dim", None)
     return own or config.hidden_size // config.num_attention_heads
 
 
 def logit_scale(config) -> float:
     """What a model multiplies the products of its LM head with to have its logits."""
-    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    if config.model_type in ("cohere", "cohere2"):
+        return config.logit_scale
+    if config.model_type in ("granite", "granitemoe"):
+        return 1 / config.logits_scaling
+    return 1.0
+
+
+def logit_cap(config) -> float | None:
+    """c of a model whose logits are c·tanh(l / c), or None."""
+    capped = config.model_type in ("gemma2", "gemma3_text")
+    return config.final_logit_softcapping if capped else None
 
 
 def check_config(config) -> None:

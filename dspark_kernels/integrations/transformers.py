@@ -20,9 +20,10 @@ from ..cache import KVCache
 from ..packing import Packing, pack
 from .attention import causal_attention
 from .fused_pass import FusedPass
-from .kinds import check_model, experts_of, head_dim, hooks_of, logit_scale
+from .kinds import check_model, experts_of, head_dim, hooks_of, logit_cap, logit_scale
 
 ATTENTION = "dspark"
+OWN = object()  # a window that a layer does not pass on
 # one by decoder module: held while it, which others may share, has our attention
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
@@ -38,7 +39,7 @@ class Pass(NamedTuple):
 
 
 def _attention(
-    module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None,
+    module, query, key, value, attention_mask, scaling, sliding_window=OWN, softcap=None,
     s_aux=None, dspark: Pass | None = None, **_,
 ):  # fmt: skip
     """Attention of a layer: query [B, Hq, N, E], key, value [B, Hkv, N, E] -> [B, N, Hq, E].
@@ -55,9 +56,16 @@ def _attention(
     cache, slots, ancestors, rows, met = dspark
     met.append(module.layer_idx)
     k_cache, v_cache = cache.keys[module.layer_idx], cache.values[module.layer_idx]
+    if sliding_window is OWN:  # whose layers leave it to the mask
+        sliding_window = getattr(module, "sliding_window", None)
+    layer_types = getattr(module.config, "layer_types", None)
+    if layer_types and layer_types[module.layer_idx] == "sliding_attention" and not sliding_window:
+        raise ValueError(
+            f"model must say the window of its sliding attention, got none in layer "
+            f"{module.layer_idx}"
+        )
     width = value.shape[-1]
-    if width < v_cache.shape[-1]:  # of latent attention
-        value = torch.nn.functional.pad(value, (0, v_cache.shape[-1] - width))
+    query, key, value = (_widened(part, k_cache.shape[-1]) for part in (query, key, value))
     k_cache.index_put_(slots, key.transpose(1, 2))
     v_cache.index_put_(slots, value.transpose(1, 2))
     if ancestors is None:
@@ -72,6 +80,11 @@ def _attention(
         out = (out * (lse - s_aux).sigmoid()[..., None]).to(out.dtype)
     out = out[..., :width]
     return out if rows is None else out[None], None
+
+
+def _widened(x, width):
+    """x [..., E] with zeros up to a width: latent attention has keys and values of two."""
+    return x if x.shape[-1] == width else torch.nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
 AttentionInterface.register(ATTENTION, _attention)
@@ -89,7 +102,7 @@ class TransformersTarget:
         self.lm_head = model.get_output_embeddings().weight  # [V, D]
         self.lm_head_bias = model.get_output_embeddings().bias
         self.logit_scale = logit_scale(config)
-        self.logit_cap = getattr(config, "final_logit_softcapping", None)
+        self.logit_cap = logit_cap(config)
         self.max_length = config.max_position_embeddings
         self.name = getattr(config, "_name_or_path", "") or config.model_type
         self.feature_layers: tuple[int, ...] = ()
