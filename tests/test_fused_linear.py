@@ -132,6 +132,15 @@ def test_many_rows(device):
 
 @pytest.mark.backend
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_more_rows_than_fit_into_a_cache(gated, dtype, device, fitting):
+    """They are packed and multiplied in groups."""
+    columns = (20, 20) if gated else (50, 3)
+    check(inputs(150, fitting(20, 8200), columns, True, True, gated, True, dtype, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("depth", [300, 576])
 def test_rows_do_not_depend_on_each_other(depth, dtype, device, request):
     """A row's result has the same bits alone and among others."""

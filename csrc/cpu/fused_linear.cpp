@@ -60,10 +60,11 @@ Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> b
   const Tensor normed = empty({p.norm_weight ? p.rows : 0, p.depth}, dtype);
   p.packed = packed.mutable_data_ptr<float>(), p.normed = normed.mutable_data_ptr();
   p.out = out.mutable_data_ptr();
-  DSPARK_CALL_CPU_KERNEL(fused_linear_pack, p);
-  int64_t tasks = 0;
-  for (int part = 0; part < p.parts(); ++part) tasks += p.tasks(part);
-  parallel_runs(tasks, [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
+  parallel_tasks(sizes.groups,
+                 [&](int64_t group) { DSPARK_CALL_CPU_KERNEL(fused_linear_pack, p, group); });
+  for (int part = 0; part < p.parts(); ++part) p.group_tasks += p.tasks(part);
+  parallel_runs(sizes.groups * p.group_tasks,
+                [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
   return out;
 }
 

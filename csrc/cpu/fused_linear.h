@@ -18,10 +18,10 @@ struct FusedLinear {
   int weights;
   bool gated;  // two weights of the same shape, and one output
   float eps;
-  int64_t task_columns;
-  void* normed;   // [rows, depth], scratch of the norm
-  float* packed;  // the rows as the kernel reads them
-  void* out;      // [rows, width]
+  int64_t task_columns, group_tasks;  // of a group of rows
+  void* normed;                       // [rows, depth], scratch of the norm
+  float* packed;                      // the rows as the kernel reads them
+  void* out;                          // [rows, width]
 
   // Weights whose columns lie side by side in the output.
   DSPARK_FORCE_INLINE int parts() const { return gated ? 1 : weights; }
@@ -30,12 +30,13 @@ struct FusedLinear {
   }
 };
 
+// The rows are taken in groups that stay in a core's cache while all weights pass by.
 struct FusedLinearSizes {
-  int64_t packed_floats, tile;
+  int64_t packed_floats, tile, groups;
 };
 
 DSPARK_CPU_KERNEL(FusedLinearSizes fused_linear_sizes(const FusedLinear& p))
-DSPARK_CPU_KERNEL(void fused_linear_pack(const FusedLinear& p))
+DSPARK_CPU_KERNEL(void fused_linear_pack(const FusedLinear& p, int64_t group))
 DSPARK_CPU_KERNEL(void fused_linear_task(const FusedLinear& p, int64_t task))
 
 }  // namespace dspark

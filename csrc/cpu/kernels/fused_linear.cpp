@@ -54,13 +54,31 @@ DSPARK_INLINE void write_tile(const FusedLinear& p, int64_t first_row, int vecto
   }
 }
 
+// Vectors of a group of rows: blocks that fit into a core's L2 cache, one at least.
+DSPARK_INLINE int group_vectors(const RowLayout& layout) {
+  constexpr int64_t kBytes = 1024 * 1024;
+  const int64_t blocks = kBytes / ((int64_t)layout.words * kMaxVectors * sizeof(Floats));
+  return blocks < 1 ? kMaxVectors : blocks > layout.vectors ? layout.vectors : blocks * kMaxVectors;
+}
+
+struct Group {
+  int begin, end;  // vectors
+};
+
+DSPARK_INLINE Group group_of(const RowLayout& layout, int64_t index) {
+  const int size = group_vectors(layout), begin = (int)index * size;
+  return {begin, layout.vectors - begin < size ? layout.vectors : begin + size};
+}
+
 template <typename T>
 void run_task(const FusedLinear& p, int64_t task) {
   const typename DotOf<T>::type::Unit unit;
+  const auto layout = RowLayout::of<T>(p.rows, p.depth);
+  const auto group = group_of(layout, task / p.group_tasks);
+  task %= p.group_tasks;
   int part = 0;
   int64_t before = 0;  // columns of the output
   for (; task >= p.tasks(part); ++part) task -= p.tasks(part), before += p.columns[part];
-  const auto layout = RowLayout::of<T>(p.rows, p.depth);
   const int tile = tile_rows<T>(layout);
   const int64_t begin = task * p.task_columns, columns = p.columns[part];
   const int64_t end = begin + p.task_columns < columns ? begin + p.task_columns : columns;
@@ -70,7 +88,7 @@ void run_task(const FusedLinear& p, int64_t task) {
   alignas(64) float c[kMaxTile * kMaxVectors * kLanes], up[kMaxTile * kMaxVectors * kLanes];
   for (int64_t n = begin; n < end; n += tile) {
     const int count = end - n < tile ? (int)(end - n) : tile;
-    for (int first = 0; first < layout.vectors; first += kMaxVectors) {
+    for (int first = group.begin; first < group.end; first += kMaxVectors) {
       const int vectors = layout.block_vectors(first), stride = vectors * kLanes;
       with_vectors(vectors, [&](auto v) {
         constexpr int kVectors = decltype(v)::value;
@@ -95,25 +113,30 @@ void run_task(const FusedLinear& p, int64_t task) {
 FusedLinearSizes fused_linear_sizes(const FusedLinear& p) {
   return with_type(p.dtype, [&](auto type) {
     const auto layout = RowLayout::of<decltype(type)>(p.rows, p.depth);
-    return FusedLinearSizes{layout.packed_floats(), tile_rows<decltype(type)>(layout)};
+    const int size = group_vectors(layout);
+    return FusedLinearSizes{layout.packed_floats(), tile_rows<decltype(type)>(layout),
+                            (layout.vectors + size - 1) / size};
   });
 }
 
-void fused_linear_pack(const FusedLinear& p) {
+void fused_linear_pack(const FusedLinear& p, int64_t index) {
   with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
+    const auto layout = RowLayout::of<T>(p.rows, p.depth);
+    const auto group = group_of(layout, index);
+    const int64_t end = (int64_t)group.end * kLanes;
     const T* rows = (const T*)p.x;
     int64_t stride = p.x_stride;
     if (p.norm_weight != nullptr) {
       T* normed = (T*)p.normed;
-      for (int64_t row = 0; row < p.rows; ++row) {
+      for (int64_t row = group.begin * kLanes; row < end && row < p.rows; ++row) {
         rms_norm(rows + row * stride, (const T*)p.norm_weight, p.depth, p.eps,
                  normed + row * p.depth);
       }
       rows = normed, stride = p.depth;
     }
     const auto row_of = [&](int64_t row) { return rows + row * stride; };
-    pack_rows<T>(RowLayout::of<T>(p.rows, p.depth), row_of, p.packed);
+    pack_rows<T>(layout, row_of, p.packed, group.begin, group.end);
   });
 }
 

@@ -77,12 +77,14 @@ DSPARK_INLINE void pack_few_rows(const RowLayout& layout, const RowOf& row_of, f
   }
 }
 
-// Rows [rows, depth] -> packed [block][word][vector][lane]. row_of(i) points to row i.
+// Rows [rows, depth] -> packed [block][word][vector][lane], the vectors from `begin` to `end`.
+// row_of(i) points to row i.
 template <typename T, typename RowOf>
-DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float* packed) {
+DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float* packed, int begin,
+                             int end) {
   using Dot = typename DotOf<T>::type;
   if (layout.few) return pack_few_rows<T>(layout, row_of, packed);
-  for (int vector = 0; vector < layout.vectors; ++vector) {
+  for (int vector = begin; vector < end; ++vector) {
     const int first = vector / kMaxVectors * kMaxVectors;
     const int stride = layout.block_vectors(first) * kLanes;
     const int64_t left = layout.rows - vector * kLanes;
@@ -100,6 +102,11 @@ DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float
       for (int i = 0; i < kLanes; ++i) store(to + i * stride, tile[i]);
     }
   }
+}
+
+template <typename T, typename RowOf>
+DSPARK_INLINE void pack_rows(const RowLayout& layout, const RowOf& row_of, float* packed) {
+  pack_rows<T>(layout, row_of, packed, 0, layout.vectors);
 }
 
 // c [n][m] (+)= Σ a[m] · b[n] for the block of packed rows with the vector `first` and one step of
