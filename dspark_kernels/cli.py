@@ -231,18 +231,13 @@ def _generate(arguments) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ValueError("prompt must be text in UTF-8, got other bytes")
-    draws = (getattr(arguments, field.name) for field in fields(Sampling))
-    Sampling(*draws).tensors(1, torch.device("cpu"))  # what is wrong is said before a model loads
+    draws = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
+    Sampling(**draws).tensors(1, torch.device("cpu"))  # what is wrong is said before a model loads
     share("min_score", arguments.min_score)
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
-    options = {
-        name: getattr(arguments, name)
-        for name in (
-            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-            *("seed", "num_nodes", "min_score"),
-        )
-    }
+    names = "max_new_tokens", "num_nodes", "min_score"
+    options = draws | {name: getattr(arguments, name) for name in names}
     printer = None if arguments.json else StepPrinter(decoder.tokenizer, Console())
     if printer:
         if decoder.draft_model is not None:
@@ -280,8 +275,8 @@ def _baseline(decoder, options: dict):
     from .bench import Generate, Ours
 
     if options["temperature"] == 0:
-        penalty = {"repetition_penalty": options["repetition_penalty"]}
-        return "transformers generate", Generate(decoder, **penalty)
+        penalty = options["repetition_penalty"]
+        return "transformers generate", Generate(decoder, repetition_penalty=penalty)
     return "plain sampling", Ours(decoder, **(options | {"speculative": False}))
 
 

@@ -147,8 +147,8 @@ def assert_products_are_awaited(ttgir):
 
 @pytest.mark.parametrize("op, kind, capability, limits, per_sm", CASES)
 def test_compiles_well(op, kind, capability, limits, per_sm, monkeypatch, compiled, report):
-    """No spills (in float32 eight numbers), tensor cores and loads ahead of them in bf16; never too
-    much shared memory, and registers for as many programs as the table says."""
+    """No spills (or of eight numbers in float32), tensor cores and loads ahead of them in bf16;
+    never too much shared memory, and registers for as many programs as the table says."""
     sizes = [min(pair) for pair in zip(limits, LARGEST.get(op, limits), strict=True)]
     if op == "fused_linear":
         sizes[0] = min(sizes[0], tiles.CROSSOVER["fused_linears", kind, capability])
@@ -165,7 +165,8 @@ def test_compiles_well(op, kind, capability, limits, per_sm, monkeypatch, compil
         own = code.kernel == f"_{op}_kernel"
         threads = 32 * kernel.metadata.num_warps * per_sm
         assert not own or code.registers * threads <= config.REGISTERS, code
-        assert code.stack <= (32 if kind == "single" else 0), code
+        few_spills = kind == "single" and op in ("linear_topk", "tree_attention")
+        assert code.stack <= (32 if few_spills else 0), code
         if own and kind != "single":  # float32 products run on the plain cores
             used = {unit for unit in MATRIX_UNIT.values() if code.instructions[unit]}
             few = triton_aot.constant(kernel, "BLOCK_V") in (16, 32)  # below the 64 rows of a wgmma

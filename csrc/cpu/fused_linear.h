@@ -18,10 +18,11 @@ struct FusedLinear {
   int weights;
   bool gated;  // two weights of the same shape, and one output
   float eps;
-  int64_t task_columns, group_tasks;  // of a group of rows
-  void* normed;                       // [rows, depth], scratch of the norm
-  float* packed;                      // the rows as the kernel reads them
-  void* out;                          // [rows, width]
+  int64_t task_columns;
+  int64_t group_tasks;  // of every group of rows
+  void* normed;         // [rows, depth], scratch of the norm
+  float* packed;        // the rows as the kernel reads them
+  void* out;            // [rows, width]
 
   // Weights whose columns lie side by side in the output.
   DSPARK_FORCE_INLINE int parts() const { return gated ? 1 : weights; }

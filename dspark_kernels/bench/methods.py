@@ -54,10 +54,12 @@ class Ours:
 
 
 class Generate:
-    """transformers' `generate`, greedy; `options` choose one of its assisted ways."""
+    """transformers' `generate`, greedy; `options` choose one of its assisted ways. A penalty that
+    the model's own configuration asks for does not apply, as it does not in our loop."""
 
-    def __init__(self, decoder: SpeculativeDecoder, **options):
+    def __init__(self, decoder: SpeculativeDecoder, repetition_penalty: float = 1.0, **options):
         self.decoder, self.options = decoder, options
+        self.repetition_penalty = repetition_penalty
         said = ", ".join(f"{name}={_name_of(value)}" for name, value in options.items())
         self.note = f"transformers generate{', ' if said else ''}{said}"
         self.max_batch = 1 if options else None
@@ -73,7 +75,7 @@ class Generate:
             out = model.generate(
                 batch.to(model.device), attention_mask=mask.to(model.device), pad_token_id=pad,
                 max_new_tokens=max_new_tokens, do_sample=False,
-                **({"repetition_penalty": 1.0} | self.options),  # not the model's own
+                repetition_penalty=self.repetition_penalty, **self.options,
             )  # fmt: skip
         tokens = [until_stop(row, stop) for row in out[:, longest:].tolist()]
         step_tokens = sum(len(row) - 1 for row in tokens)

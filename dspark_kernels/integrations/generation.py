@@ -94,7 +94,7 @@ def sampling_options(
         option, parameter = PROCESSORS[kind]
         options[option] = getattr(processor, parameter)
     if not config.do_sample:
-        return {name: options[name] for name in options if name == "repetition_penalty"}
+        return {"repetition_penalty": options.get("repetition_penalty", 1.0)}
     seeds = torch.randint(2**63 - 1, (len(padding),)).tolist()
     return {"temperature": 1.0, "seed": seeds, **options}
 
@@ -127,9 +127,10 @@ def _met(criteria: Sequence, tokens: list[int], device) -> bool:
     """Whether one of transformers' criteria is met by a sequence."""
 
     def met(criterion) -> bool:
-        row = torch.tensor([tokens], device=device)
         if type(criterion) is StopStringCriteria:  # reads so many, and needs no GPU
             row = torch.tensor([tokens[-criterion.maximum_token_len :]])
+        else:
+            row = torch.tensor([tokens], device=device)
         return bool(torch.as_tensor(criterion(row, None)).all())
 
     return any(map(met, criteria))

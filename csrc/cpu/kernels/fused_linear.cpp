@@ -58,7 +58,7 @@ DSPARK_INLINE void write_tile(const FusedLinear& p, int64_t first_row, int vecto
 DSPARK_INLINE int group_vectors(const RowLayout& layout) {
   constexpr int64_t kBytes = 1024 * 1024;
   const int64_t blocks = kBytes / ((int64_t)layout.words * kMaxVectors * sizeof(Floats));
-  return blocks < 1 ? kMaxVectors : blocks > layout.vectors ? layout.vectors : blocks * kMaxVectors;
+  return (blocks < 1 ? 1 : blocks) * kMaxVectors;
 }
 
 struct Group {
