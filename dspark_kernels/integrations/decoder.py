@@ -236,10 +236,9 @@ class SpeculativeDecoder:
                 temperature, top-k, top-p and min-p in this order, inputs as embeddings, a cache
                 that holds tokens, padding at the right, or positions of one's own.
         """
-        names = "inputs_embeds", "past_key_values", "attention_mask", "position_ids"
-        embeddings, cache, mask, positions = map(model_kwargs.get, names)
-        check_call(model is self.model, generation_config, embeddings, cache)
-        prompts = unpadded(input_ids, mask, positions)
+        check_call(model is self.model, generation_config, model_kwargs)
+        names = "attention_mask", "position_ids"
+        prompts = unpadded(input_ids, *map(model_kwargs.get, names))
         if stop_strings is not None:
             stopping_criteria = [*stopping_criteria, self._stop_criterion(stop_strings)]
         stops = stop_options(stopping_criteria, generation_config, input_ids)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from transformers import (
+    Cache,
     GenerationConfig,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
@@ -37,7 +38,7 @@ def _fail(name: str, expected: str, got) -> None:
     raise ValueError(f"custom_generate: {name} must {expected}, got {got}")
 
 
-def check_call(own_model: bool, config: GenerationConfig, inputs_embeds, cache) -> None:
+def check_call(own_model: bool, config: GenerationConfig, model_kwargs: dict) -> None:
     """Raise a ValueError if `generate` was called for what this decoding cannot do."""
     if not own_model:
         _fail("model", "be the one which the decoder was made of", "another one")
@@ -48,10 +49,11 @@ def check_call(own_model: bool, config: GenerationConfig, inputs_embeds, cache) 
         for name in OUTPUTS:
             if getattr(config, name):
                 _fail(name, "be False", True)
-    if inputs_embeds is not None:
+    if model_kwargs.get("inputs_embeds") is not None:
         _fail("inputs_embeds", "be None: prompts are token ids", "a tensor")
-    if cache is not None and cache.get_seq_length():
-        _fail("past_key_values", "be empty", f"{cache.get_seq_length()} tokens")
+    for name, given in model_kwargs.items():  # past_key_values, or cache from transformers 5.24
+        if isinstance(given, Cache) and given.get_seq_length():
+            _fail(name, "be empty", f"{given.get_seq_length()} tokens")
 
 
 def unpadded(input_ids: torch.Tensor, attention_mask, position_ids) -> list[list[int]]:
