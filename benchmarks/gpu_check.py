@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 DEADLINE = 9 * 60  # seconds
 GRACE = 10  # seconds in which a stopped command may still write what it knows
 PROFILED = "eight_launches"  # tests that want the GPU for themselves
+CHAT = "tests/test_prefill.py::test_a_chat_on_a_gpu"  # the rest of the file needs none
 SANITIZERS = ("memcheck", "racecheck")
 STEP = "--config llama-3-8b --context 4096 --batch 1 8 --nodes 16 64 --device cuda".split()
 
@@ -122,7 +123,7 @@ def steps(results, build):
         archs = {"DSPARK_CUDA_ARCHS": "90a" if arch == "90" else arch}
         yield [Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], 120, **archs)]
     stems = "every_op", "fused_pass", "generation", "graph", "gpu", "many_trees"
-    others = (f"tests/test_{stem}.py" for stem in stems)
+    others = *(f"tests/test_{stem}.py" for stem in stems), CHAT
     tests = pytest(*op_tests(), *others, "-k", f"not {PROFILED}", *in_parallel())
     checks = [Step("tests", tests, 150, OMP_NUM_THREADS="2")]
     if shutil.which("compute-sanitizer"):

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from dspark_kernels import DraftTree
-from dspark_kernels.decode import Generation, prefill, verify
+from dspark_kernels.decode import Generation, verify
 from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import survivors
+from dspark_kernels.prefill import prefill
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.state import State
 from dspark_kernels.statistics import Clock, Results

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dspark_kernels.decode import prefill, step
+from dspark_kernels.decode import step
 from dspark_kernels.graph import Graphs
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.prefill import prefill
 from dspark_kernels.results import origin, write_csv
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock

@@ -67,15 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("prompt", nargs="?", default=EXAMPLE_PROMPT, help="text; '-' reads stdin")
     command.add_argument("--raw", action="store_true", help="no chat template around the prompt")
     command.add_argument("--no-baseline", action="store_true", help="do not decode plainly as well")
-    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    command.add_argument("--top-k", type=whole(0), default=0, help="keep the k likeliest; 0: off")
-    command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
-    command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
-    command.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="of tokens that were there; 1: off"
-    )
-    command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
+    _draw_options(command)
     _decode_options(command)
+    _json_option(command)
+
+    command = commands.add_parser("chat", help="answer turn by turn, until the input ends")
+    command.set_defaults(run=_chat)
+    command.add_argument("--system", metavar="TEXT", help="what the model is told before all turns")
+    _draw_options(command)
+    _decode_options(command)
+    command.set_defaults(max_new_tokens=512)
 
     command = commands.add_parser("train", help="train a draft for a model by self-distillation")
     command.set_defaults(run=_train)
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         help="<DIR>/<NAME>_<device>.csv; default: %(default)s",
     )
     _decode_options(command, least_tokens=2)
+    _json_option(command)
 
     command = bench.add_parser("accept", help="tokens per step of a draft, by nodes and category")
     command.set_defaults(run=_bench_accept)
@@ -119,16 +121,18 @@ def _parser() -> argparse.ArgumentParser:
         "--num-nodes", type=whole(2, MAX_NODES), default=64, help="the largest tree"
     )
     _model_options(command)
+    _json_option(command)
 
     command = commands.add_parser(
         "profile", help="measure what a step costs here, for num_nodes='auto', and keep it"
     )
     command.set_defaults(run=_profile)
     _model_options(command)
+    _json_option(command)
 
     command = commands.add_parser("env", help="versions, and which backend serves each op")
     command.set_defaults(run=_env)
-    command.add_argument("--json", action="store_true")
+    _json_option(command)
     return parser
 
 
@@ -174,6 +178,17 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _draw_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument("--top-k", type=whole(0), default=0, help="keep the k likeliest; 0: off")
+    command.add_argument("--top-p", type=float, default=1.0, help="keep this mass; 1: off")
+    command.add_argument("--min-p", type=float, default=0.0, help="at least this share of the best")
+    command.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="of tokens that were there; 1: off"
+    )
+    command.add_argument("--seed", type=int, default=0, help="the same seed, the same text")
+
+
 def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> None:
     """least_tokens: 2 where the tokens behind the first, which a step yields, are measured."""
     _model_options(command)
@@ -206,6 +221,9 @@ def _model_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     _device_option(command)
+
+
+def _json_option(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
@@ -225,19 +243,24 @@ def _decoder(arguments):
     )
 
 
+def _options(arguments) -> dict:
+    """Those of a decoder's `generate`; what is wrong is said before a model loads."""
+    draws = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
+    Sampling(**draws).tensors(1, torch.device("cpu"))
+    share("min_score", arguments.min_score)
+    names = "max_new_tokens", "num_nodes", "min_score"
+    return draws | {name: getattr(arguments, name) for name in names}
+
+
 def _generate(arguments) -> int:
     from .streaming import StepPrinter
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise ValueError("prompt must be text in UTF-8, got other bytes")
-    draws = {field.name: getattr(arguments, field.name) for field in fields(Sampling)}
-    Sampling(**draws).tensors(1, torch.device("cpu"))  # what is wrong is said before a model loads
-    share("min_score", arguments.min_score)
+    options = _options(arguments)
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
-    names = "max_new_tokens", "num_nodes", "min_score"
-    options = draws | {name: getattr(arguments, name) for name in names}
     printer = None if arguments.json else StepPrinter(decoder.tokenizer, Console())
     if printer:
         if decoder.draft_model is not None:
@@ -292,6 +315,14 @@ def _summary(result: dict) -> str:
             f" | {speedup:.2f}x | output identical: {'yes' if result['identical'] else 'no'}"
         )
     return line
+
+
+def _chat(arguments) -> int:
+    from .chat import chat
+
+    options = _options(arguments)
+    chat(_decoder(arguments), arguments.system, options, Console())
+    return 0
 
 
 def _train(arguments) -> int:

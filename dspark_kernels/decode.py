@@ -1,4 +1,4 @@
-"""The decoding loop: prefill, step and generate, composed of the ops over static buffers.
+"""The decoding loop: step and generate, composed of the ops over static buffers.
 
 A step drafts a tree, runs the target once over its nodes, draws the target's own token at each
 node and keeps the path on which tree and draws agree. Nothing in it stops the host.
@@ -19,6 +19,7 @@ from .checks import function, integer, nodes, prompts_of, share, token_ids
 from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, survivors, unpack
+from .prefill import prefill
 from .sampling import Sampling, draw, text_before
 from .scheduler import Scheduler
 from .state import State
@@ -168,30 +169,6 @@ def max_depth(draft) -> int:
     return 0 if draft is None else draft.max_depth
 
 
-def prefill(
-    target, prompts, sampling: Sampling, stop, max_new_tokens: int, room: int,
-    session: Session | None = None,
-) -> State:  # fmt: skip
-    """Run the prompts through the target and draw each request's first token.
-
-    `room`: cache slots and history entries kept free behind the last token, for the tree of a step.
-    """
-    batch, longest = len(prompts), max(len(prompt) for prompt in prompts)
-    options = sampling.tensors(batch, target.device, target.logit_scale)
-    capacity = longest + max_new_tokens + room
-    state = (session or Session()).take(target, batch, capacity, options, len(stop))
-    state.load(prompts, options, stop, max_new_tokens)
-    positions = torch.arange(longest, device=target.device).expand(batch, -1)
-    hidden, features = target.forward(state.history[:, :longest], positions, state.cache)
-    last = state.lengths - 1
-    state.cache.seqlens.copy_(last)
-    drawing = hidden[torch.arange(batch, device=target.device) * longest + last]
-    before = partial(text_before, state.history, state.lengths)
-    tokens = draw(target, drawing, last[:, None].long(), state.sampling, before)
-    state.advance(tokens[:, None], torch.ones_like(last), last, hidden, features)
-    return state
-
-
 def generate(
     target,
     draft,
@@ -206,6 +183,7 @@ def generate(
     stop_when: Callable[[int, list[int]], bool] | None = None,
     sync_every: int = 1,
     session: Session | None = None,
+    prefix_caching: bool = False,
 ) -> Generation:
     """Continue every prompt with the target's own draws, several per step.
 
@@ -226,6 +204,10 @@ def generate(
         sync_every: steps between two looks of the host at the results. On a GPU it looks one step
             behind, and the scheduler knows no more than it.
         session: buffers, and on a GPU captured steps, which calls for this target and draft share.
+        prefix_caching: whether prompts that begin like a text of the session's last such call, its
+            continuation included, are run from where they differ; the weights must be the same. An
+            equal number of prompts, and options of the draw that are off in both or in neither,
+            make such a call.
 
     Returns:
         The new tokens of each request, and statistics. With the same seed, the tokens are the same
@@ -257,10 +239,15 @@ def generate(
         clock = Clock(target.device)
         with clock("prefill"):
             room = scheduler.max_nodes + max_depth(draft) + 1
-            state = prefill(target, prompts, sampling, stop, max_new_tokens, room, session)
+            state = prefill(
+                target, prompts, sampling, stop, max_new_tokens, room, session, prefix_caching
+            )
+            results.statistics.cached_tokens = state.cached_tokens
             results.add_first(state.root.tolist())
         graphs = session.graphs
-        _Loop(target, draft, state, scheduler, min_score, graphs, results, clock).run(sync_every)
+        loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock, prompts)
+        loop.run(sync_every)
+        state.held = loop.held
         results.statistics.seconds = clock.seconds()
         return Generation(results.tokens, results.statistics)
 
@@ -311,9 +298,11 @@ class _Loop:
     graphs: Graphs
     results: Results
     clock: Clock
+    prompts: Sequence[list[int]]
 
     def __post_init__(self):
         self.requests = np.arange(len(self.results.tokens))  # which the rows of `state` are
+        self.held: list[list[int]] = [[]] * len(self.requests)  # see `State`
         self.arrived = time.perf_counter()  # results of the last step, or the start
         self.disturbed = False  # whether a step of late compiled or captured
 
@@ -332,6 +321,7 @@ class _Loop:
                 self.disturbed = False
                 if not self.graphs.cuda:
                     self.drop_finished()
+        self.note_held()
         results.statistics.decode_seconds = time.perf_counter() - started
 
     @property
@@ -424,5 +414,11 @@ class _Loop:
         """Go on with the requests that have not met their end, if some have."""
         kept = survivors(self.results.running[self.requests])
         if kept is not None:
+            self.note_held()
             self.state = self.state.select(torch.from_numpy(kept))
             self.requests = self.requests[kept]
+
+    def note_held(self) -> None:
+        """Note what the rows of the cache hold: of the last token there is nothing yet."""
+        for row, request in enumerate(self.requests):
+            self.held[row] = self.prompts[request] + self.results.tokens[request][:-1]

@@ -137,8 +137,14 @@ class Session:
         """The graphs over the buffers that were taken last."""
         return next(reversed(self._held.values()))[1]
 
-    def take(self, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> State:
-        """Buffers for such requests, see `State.empty`: those of an earlier call if they fit."""
+    def take(
+        self, target, batch: int, capacity: int, sampling: DrawTensors, stops: int,
+        grow: bool = False,
+    ) -> State:  # fmt: skip
+        """Buffers for such requests, see `State.empty`: those of an earlier call if they fit.
+
+        grow: whether new ones keep what the cache of smaller ones held; both exist meanwhile.
+        """
         options = *(part is None for part in sampling), stop_places(stops)
         key = target.device, target.dtype, batch, *options
         state, graphs = self._held.pop(key, (None, None))
@@ -146,9 +152,12 @@ class Session:
             if state is not None:  # for requests that grow call by call
                 most = target.max_length + CAPACITY_UNIT
                 capacity = max(capacity, min(state.capacity * 3 // 2, most))
+            smaller = state if grow else None
             state = graphs = None  # before there are others
             self._make_room()
             state = State.empty(target, batch, capacity, sampling, stops)
+            if smaller is not None:
+                state.keep(smaller)
             graphs = Graphs(target.device)
         self._held[key] = state, graphs
         return state

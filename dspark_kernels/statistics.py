@@ -85,6 +85,7 @@ class Statistics:
     steps_of_batch: int = 0  # target passes, whatever the batch
     tokens: int = 0  # emitted by steps; the first token of a request comes from its prefill
     nodes: int = 0  # verified by the target, roots included
+    cached_tokens: int = 0  # of the prompts, which an earlier call had run
     accepted: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, see PHASES
     decode_seconds: float = 0.0  # wall time of all steps
@@ -146,6 +147,7 @@ class Statistics:
             "steps": self.steps,
             "steps_of_batch": self.steps_of_batch,
             "tokens": self.tokens,
+            "cached_tokens": self.cached_tokens,
             "tokens_per_step": self.tokens_per_step,
             "nodes_per_step": self.nodes_per_step,
             "tokens_per_second": self.tokens_per_second,

@@ -8,10 +8,11 @@ from chi_square import chi_square
 from tiny import PROMPTS, tiny_draft, tiny_model
 
 from dspark_kernels.cost import CostTable
-from dspark_kernels.decode import _Loop, generate, max_depth, prefill, step
+from dspark_kernels.decode import _Loop, generate, max_depth, step
 from dspark_kernels.graph import Graphs, Session
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.prefill import prefill
 from dspark_kernels.reference.noise import gumbel, uniform
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
@@ -374,7 +375,8 @@ def test_seconds_are_those_of_the_step(decoder, behind):
     scheduler = Scheduler((8,))
     scheduler.begin(len(PROMPTS))
     scheduler.observe_seconds = lambda *given: seen.append(given[3])
-    loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, Clock(target.device))
+    clock = Clock(target.device)
+    loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, clock, PROMPTS)
     loop.arrived, waiting = 10.0, []
     for arrival in (11.0, 13.0, 13.5):
         waiting.append(loop.launch())

@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from dspark_kernels import graph
 from dspark_kernels._library import SCHEMAS
 from dspark_kernels.cost import CostTable
-from dspark_kernels.decode import _Loop, generate, prefill, step
+from dspark_kernels.decode import _Loop, generate, step
 from dspark_kernels.graph import HELD, Graphs, Readback, Session
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.transformers import TransformersTarget
 from dspark_kernels.ops import values_on_trust
 from dspark_kernels.packing import Budget
+from dspark_kernels.prefill import prefill
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.scheduler import Scheduler
 from dspark_kernels.statistics import no_clock

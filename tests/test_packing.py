@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 from dspark_kernels import best_slots
-from dspark_kernels.decode import generate, prefill, verify
+from dspark_kernels.decode import generate, verify
 from dspark_kernels.integrations.transformers import TransformersTarget
+from dspark_kernels.prefill import prefill
 from dspark_kernels.sampling import Sampling
 from dspark_kernels.statistics import no_clock
 from dspark_kernels.tree import DraftTree

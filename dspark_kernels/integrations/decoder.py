@@ -158,6 +158,7 @@ class SpeculativeDecoder:
         stop_strings: str | Sequence[str] | None = None,
         stop_when: Callable[[int, list[int]], bool] | None = None,
         sync_every: int = 1,
+        prefix_caching: bool = False,
     ) -> Output:
         """Continue one prompt or several; see `decode.generate` for the options of the loop.
 
@@ -166,8 +167,10 @@ class SpeculativeDecoder:
         `stop_strings` in it. `speculative=False` decodes plainly, one token per step.
         `num_nodes="auto"` verifies before each step the number of nodes, up to `max_nodes`, which
         promises the most tokens per second; it needs to know what a step costs, which is measured
-        at the first use on a machine (`dspark profile`). One call at a time: for several threads
-        make several decoders, which may share the model.
+        at the first use on a machine (`dspark profile`). `prefix_caching=True` runs of a prompt
+        only what comes behind the tokens that the last such call's prompt and continuation begin
+        with, too, as the turns of a conversation do. One call at a time: for several threads make
+        several decoders, which may share the model.
         """
         draft = self.draft if speculative else None
         max_nodes = nodes("max_nodes", max_nodes)
@@ -192,6 +195,7 @@ class SpeculativeDecoder:
             stop_when=stop_when,
             sync_every=sync_every,
             session=self._session,
+            prefix_caching=prefix_caching,
         )
         texts = []
         if self.tokenizer is not None:
@@ -211,6 +215,7 @@ class SpeculativeDecoder:
         min_score: float = 0.0,
         on_tokens: Callable[[int, list[int]], None] | None = None,
         stop_strings: str | Sequence[str] | None = None,
+        prefix_caching: bool = False,
         **model_kwargs,
     ):
         """What `generate` of transformers takes as `custom_generate`, and so does a pipeline.
@@ -251,5 +256,6 @@ class SpeculativeDecoder:
             max_nodes=max_nodes,
             min_score=min_score,
             on_tokens=on_tokens,
+            prefix_caching=prefix_caching,
         )
         return padded(input_ids, out.tokens, generation_config, stops["stop"])

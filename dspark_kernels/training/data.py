@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..decode import prefill, step
+from ..decode import step
+from ..prefill import prefill
 from ..prompts import encode, read_records
 from ..sampling import Sampling
 from ..statistics import Clock, until_stop

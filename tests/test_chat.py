@@ -1,0 +1,85 @@
+"""Conversations at the terminal."""
+
+import io
+
+import pytest
+from rich.console import Console
+from tiny import tiny_draft, tiny_model, tiny_tokenizer
+
+from dspark_kernels.chat import chat
+from dspark_kernels.integrations.decoder import SpeculativeDecoder
+
+VOCAB = 300
+
+
+@pytest.fixture
+def decoder():
+    """What it was given is in `decoder.given`."""
+    decoder = SpeculativeDecoder(
+        tiny_model(vocab_size=VOCAB), tiny_tokenizer(VOCAB), tiny_draft(vocab_size=VOCAB)
+    )
+    generate, decoder.given = decoder.generate, []
+
+    def noted(prompts, **options):
+        out = generate(prompts, **options)
+        decoder.given.append((decoder.tokenizer.decode(prompts[0]), out))
+        return out
+
+    decoder.generate = noted
+    return decoder
+
+
+@pytest.fixture
+def talk(decoder, monkeypatch):
+    """Called with lines and options: what the terminal shows."""
+
+    def shown(*lines, system=None, **options):
+        typed = iter(lines)
+
+        def read():
+            for line in typed:
+                return line
+            raise EOFError
+
+        monkeypatch.setattr("builtins.input", read)
+        console = Console(file=io.StringIO(), width=200)
+        options = {"max_new_tokens": 10, "num_nodes": 8} | options
+        chat(decoder, system, options, console)
+        return console.file.getvalue()
+
+    return shown
+
+
+def test_turns_go_on_from_those_before(decoder, talk):
+    shown = talk("ab", "  ", "cd", system="be brief" * 5)
+    (first, answer), (second, again) = decoder.given
+    assert first == "be brief" * 5 + "ab\n"
+    assert second == first[:-1] + answer.texts[0] + "cd\n"
+    assert answer.statistics.cached_tokens == 0 < again.statistics.cached_tokens
+    count = len(decoder.tokenizer.encode(second))
+    assert f"{again.statistics.cached_tokens} of {count} prompt tokens cached" in shown
+    for out in (answer, again):
+        assert out.texts[0].strip().split("\n")[0] in shown
+        assert f"{out.statistics.tokens_per_step:.2f} tokens per step" in shown
+
+
+def test_a_turn_that_does_not_fit_is_forgotten(decoder, talk):
+    shown = talk("ab", "c" * 250, "de")
+    assert "prompt 0 and its continuation must fit into the model's context of 256 tokens" in shown
+    (_, answer), (second, _) = decoder.given
+    assert second == "ab" + answer.texts[0] + "de\n"
+
+
+def test_an_answer_can_be_interrupted(decoder, talk, monkeypatch):
+    generate = decoder.generate
+
+    def interrupted(prompts, on_tokens, **options):
+        on_tokens(0, decoder.tokenizer.encode("xyz"))
+        monkeypatch.setattr(decoder, "generate", generate)
+        raise KeyboardInterrupt
+
+    decoder.generate = interrupted
+    shown = talk("ab", "cd")
+    assert "interrupted" in shown
+    ((prompt, _),) = decoder.given
+    assert prompt == "abxyzcd\n"
