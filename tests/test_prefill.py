@@ -58,7 +58,7 @@ def test_a_chat_with_every_kind_of_model(model_type):
         out = decoder.model.generate(ids, max_new_tokens=max_new_tokens, do_sample=False)
         return [out[0, ids.shape[1] :].tolist()]
 
-    assert chat(decoder, theirs, PROMPTS[2], max_new_tokens=40) > 100
+    assert chat(decoder, theirs, PROMPTS[2], max_new_tokens=16) == 64
 
 
 @pytest.mark.cuda

@@ -313,5 +313,6 @@ def tree_attention(
             _merge_splits_kernel[(lse.numel(),)](
                 parts, parts_lse, out, lse, splits, E=head_dim, BLOCK_E=block_e,
                 BLOCK_S=next_power_of_2(splits),
+                enable_fp_fusion=False,  # else threads that hold the same sum round it differently
             )  # fmt: skip
     return out, lse

@@ -179,6 +179,22 @@ void insert_bits(Warp& w, const Instruction& i, uint32_t lanes) {  // bfi d, a, 
   });
 }
 
+Handler permute(const Instruction& i) {  // prmt: four of the eight bytes of a and b, or their signs
+  const auto chosen = [](uint32_t a, uint32_t b, uint32_t places) {
+    const uint64_t bytes = uint64_t{b} << 32 | a;
+    uint32_t d = 0;
+    for (int k = 0; k < 4; ++k) {
+      const uint32_t place = places >> 4 * k & 0xF;
+      const auto byte = static_cast<int8_t>(bytes >> 8 * (place & 7));
+      d |= uint32_t{static_cast<uint8_t>(place & 8 ? byte >> 7 : byte)} << 8 * k;
+    }
+    return d;
+  };
+  using U = uint32_t;
+  if (i.part(-1) != "b32") unknown(i);  // the modes, f4e and others
+  return &ternary<U, U, U, U, false, decltype(chosen)>;
+}
+
 Handler logic(const Instruction& i) {  // and, or, xor, not
   const std::string &name = i.name(), &type = i.part(-1);
   const auto both = [](uint64_t a, uint64_t b) { return a & b; };
@@ -237,6 +253,7 @@ Handler arithmetic(const Instruction& i) {
   if (name == "shr") return shift(i, false);
   if (name == "shf") return funnel_shift(i);
   if (name == "bfe") return bit_field(i);
+  if (name == "prmt") return permute(i);
   if (name == "bfi") {
     return i.part(-1) == "b64" ? &insert_bits<uint64_t> : &insert_bits<uint32_t>;
   }
