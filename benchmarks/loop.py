@@ -54,7 +54,7 @@ def generate(
     clock = Clock(target.device)
     with clock("prefill"):
         room = drafting.max_nodes + drafting.max_depth + 1
-        state = prefill(target, prompts, Sampling(), stop, max_new_tokens, room)
+        state, _ = prefill(target, prompts, Sampling(), stop, max_new_tokens, room)
         first = state.root.tolist()
         results = Results([len(prompt) for prompt in prompts], max_new_tokens, stop, None)
         results.add_first(first)

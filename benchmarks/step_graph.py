@@ -78,7 +78,7 @@ def main() -> None:
     for batch in BATCHES:
         prompts = torch.randint(target.lm_head.shape[0], (batch, PROMPT)).tolist()
         room = SIZES[-1] + draft.max_depth + 1
-        state = prefill(target, prompts, Sampling(), [], 1, room)  # finished: its context stays
+        state, _ = prefill(target, prompts, Sampling(), [], 1, room)  # finished: its context stays
         graphs = Graphs(target.device)
         for nodes in SIZES:
             drafter = None if nodes == 1 else draft

@@ -78,6 +78,15 @@ class KVCache:
             table = table[requests]
         return KVCache(storage, self.seqlens[requests], table)
 
+    def hold(self, other: "KVCache", requests: list[int], count: int) -> None:
+        """Hold, in order, the first `count` tokens of these requests of a contiguous cache, this
+        one or another, which may hold fewer: what follows is scratch."""
+        if other is self and requests == list(range(len(requests))):
+            return
+        count = min(count, other.capacity)
+        for own, given in zip(self.storage, other.storage, strict=True):  # a layer at a time
+            own[:, :, :count] = given[:, requests, :count]
+
     def slots(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index of the `count` slots behind each request's tokens: two int64 [B, count] tensors.
 

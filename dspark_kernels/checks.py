@@ -48,6 +48,13 @@ def plain(values):
     return values.tolist() if hasattr(values, "tolist") else values
 
 
+def utf8(name: str, text: str) -> str:
+    """`text`, if it came as UTF-8; other bytes of files and arguments stay lone surrogates."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f"{name} must be text in UTF-8, got other bytes")
+    return text
+
+
 def texts(name: str, values) -> list[str]:
     """`values` as a list of texts, none of them empty; one alone may stand for itself."""
     values = [values] if isinstance(values, str) else values

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from . import __version__
 from .arguments import MAX_NODES, file_name, number_of_nodes, whole
-from .checks import share
+from .checks import share, utf8
 from .integrations import EMBEDDED_MODEL
 from .sampling import Sampling
 
@@ -192,7 +192,9 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
 def _decode_options(command: argparse.ArgumentParser, least_tokens: int = 1) -> None:
     """least_tokens: 2 where the tokens behind the first, which a step yields, are measured."""
     _model_options(command)
-    command.add_argument("--max-new-tokens", type=whole(least_tokens), default=128)
+    command.add_argument(
+        "--max-new-tokens", type=whole(least_tokens), default=128, help="default: %(default)s"
+    )
     command.add_argument(
         "--num-nodes",
         type=number_of_nodes,
@@ -255,9 +257,7 @@ def _options(arguments) -> dict:
 def _generate(arguments) -> int:
     from .streaming import StepPrinter
 
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise ValueError("prompt must be text in UTF-8, got other bytes")
+    prompt = utf8("prompt", sys.stdin.read() if arguments.prompt == "-" else arguments.prompt)
     options = _options(arguments)
     decoder = _decoder(arguments)
     ids = decoder.encode(prompt, chat=not arguments.raw)
@@ -320,8 +320,10 @@ def _summary(result: dict) -> str:
 def _chat(arguments) -> int:
     from .chat import chat
 
-    options = _options(arguments)
-    chat(_decoder(arguments), arguments.system, options, Console())
+    options, system = _options(arguments), arguments.system
+    if system is not None:
+        utf8("system", system)
+    chat(_decoder(arguments), system, options, Console())
     return 0
 
 

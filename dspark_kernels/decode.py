@@ -204,10 +204,12 @@ def generate(
         sync_every: steps between two looks of the host at the results. On a GPU it looks one step
             behind, and the scheduler knows no more than it.
         session: buffers, and on a GPU captured steps, which calls for this target and draft share.
-        prefix_caching: whether prompts that begin like a text of the session's last such call, its
-            continuation included, are run from where they differ; the weights must be the same. An
-            equal number of prompts, and options of the draw that are off in both or in neither,
-            make such a call.
+        prefix_caching: whether to leave out, of prompts that begin like texts of the session's last
+            call of so many prompts, continuations included, what the cache still holds. Each prompt
+            runs as many tokens as the one which goes on from the least, and all do if that is most
+            of the longest. Weights and adapters must be the same as then. Options of the draw that
+            are off in one of the calls and on in the other, or many stop tokens, make them of
+            different caches. In bfloat16 the tokens left out may have been rounded differently.
 
     Returns:
         The new tokens of each request, and statistics. With the same seed, the tokens are the same
@@ -239,15 +241,14 @@ def generate(
         clock = Clock(target.device)
         with clock("prefill"):
             room = scheduler.max_nodes + max_depth(draft) + 1
-            state = prefill(
+            state, results.statistics.cached_tokens = prefill(
                 target, prompts, sampling, stop, max_new_tokens, room, session, prefix_caching
             )
-            results.statistics.cached_tokens = state.cached_tokens
             results.add_first(state.root.tolist())
         graphs = session.graphs
         loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock, prompts)
         loop.run(sync_every)
-        state.held = loop.held
+        session.keep(loop.texts)
         results.statistics.seconds = clock.seconds()
         return Generation(results.tokens, results.statistics)
 
@@ -302,7 +303,7 @@ class _Loop:
 
     def __post_init__(self):
         self.requests = np.arange(len(self.results.tokens))  # which the rows of `state` are
-        self.held: list[list[int]] = [[]] * len(self.requests)  # see `State`
+        self.texts: list[list[int]] = [[]] * len(self.requests)  # see `Session`
         self.arrived = time.perf_counter()  # results of the last step, or the start
         self.disturbed = False  # whether a step of late compiled or captured
 
@@ -321,7 +322,7 @@ class _Loop:
                 self.disturbed = False
                 if not self.graphs.cuda:
                     self.drop_finished()
-        self.note_held()
+        self.note_texts()
         results.statistics.decode_seconds = time.perf_counter() - started
 
     @property
@@ -414,11 +415,11 @@ class _Loop:
         """Go on with the requests that have not met their end, if some have."""
         kept = survivors(self.results.running[self.requests])
         if kept is not None:
-            self.note_held()
+            self.note_texts()
             self.state = self.state.select(torch.from_numpy(kept))
             self.requests = self.requests[kept]
 
-    def note_held(self) -> None:
+    def note_texts(self) -> None:
         """Note what the rows of the cache hold: of the last token there is nothing yet."""
         for row, request in enumerate(self.requests):
-            self.held[row] = self.prompts[request] + self.results.tokens[request][:-1]
+            self.texts[row] = self.prompts[request] + self.results.tokens[request][:-1]

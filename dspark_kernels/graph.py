@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ._library import SCHEMAS, backend_of
+from .prefix import resume
 from .sampling import DrawTensors
 from .state import CAPACITY_UNIT, State, stop_places
 
@@ -112,11 +113,13 @@ class Session:
     """What the calls for one target share, one at a time: buffers and the steps captured there.
 
     Buffers are kept by what calls differ in (requests, sampling options), so that calls of a few
-    kinds in turn do not capture anew each time.
+    kinds in turn do not capture anew each time. With them are the texts whose keys and values the
+    rows of their cache hold; none while a call is under way.
     """
 
     def __init__(self):
-        self._held: OrderedDict[Hashable, tuple[State, Graphs]] = OrderedDict()  # latest last
+        # latest last
+        self._held: OrderedDict[Hashable, tuple[State, Graphs, list[list[int]]]] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -137,36 +140,47 @@ class Session:
         """The graphs over the buffers that were taken last."""
         return next(reversed(self._held.values()))[1]
 
+    def keep(self, texts: list[list[int]]) -> None:
+        """Say what the rows of the cache that was taken last hold."""
+        key, (state, graphs, _) = next(reversed(self._held.items()))
+        self._held[key] = state, graphs, texts
+
     def take(
-        self, target, batch: int, capacity: int, sampling: DrawTensors, stops: int,
-        grow: bool = False,
-    ) -> State:  # fmt: skip
+        self, target, capacity: int, sampling: DrawTensors, stops: int, prompts: list[list[int]],
+        prefix_caching: bool = False,
+    ) -> tuple[State, list[int]]:  # fmt: skip
         """Buffers for such requests, see `State.empty`: those of an earlier call if they fit.
 
-        grow: whether new ones keep what the cache of smaller ones held; both exist meanwhile.
+        And from where on each prompt is to be run: with prefix_caching, behind what the cache still
+        holds of it, in the row of its request by then. New buffers exist beside the old ones until
+        that was copied.
         """
+        batch = len(prompts)
         options = *(part is None for part in sampling), stop_places(stops)
         key = target.device, target.dtype, batch, *options
-        state, graphs = self._held.pop(key, (None, None))
+        state, graphs, texts = self._held.pop(key, (None, None, None))
+        rows, starts = list(range(batch)), [0] * batch
+        if prefix_caching and texts is not None:
+            rows, starts = resume(prompts, texts)
+        cache = state.cache if any(starts) else None
         if state is None or state.capacity < capacity:
             if state is not None:  # for requests that grow call by call
                 most = target.max_length + CAPACITY_UNIT
                 capacity = max(capacity, min(state.capacity * 3 // 2, most))
-            smaller = state if grow else None
             state = graphs = None  # before there are others
             self._make_room()
             state = State.empty(target, batch, capacity, sampling, stops)
-            if smaller is not None:
-                state.keep(smaller)
             graphs = Graphs(target.device)
-        self._held[key] = state, graphs
-        return state
+        if cache is not None:
+            state.cache.hold(cache, rows, max(starts))
+        self._held[key] = state, graphs, [[]] * batch
+        return state, starts
 
     def _make_room(self) -> None:
         """Forget what was not used for longest, until the rest is few and small."""
 
         def size():
-            return sum(state.cache.storage.nbytes for state, _ in self._held.values())
+            return sum(state.cache.storage.nbytes for state, *_ in self._held.values())
 
         while len(self._held) >= HELD or size() > HELD_BYTES:
             self._held.popitem(last=False)

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from jinja2 import TemplateError
+
 from .checks import plain
 
 SOURCES = ("prompt", "messages", "tokens")
@@ -79,7 +81,8 @@ FIELDS = {
 def encode(record: dict, tokenizer, vocab_size: int | None = None) -> list[int]:
     """Token ids of a record; texts go through the tokenizer's chat template if it has one.
 
-    Raises ValueError where the record's own ids are not of a vocabulary of `vocab_size` tokens.
+    Raises ValueError where the record's own ids are not of a vocabulary of `vocab_size` tokens, or
+    the chat template refuses the messages.
     """
     if tokens := record.get("tokens"):
         if vocab_size is not None and max(tokens) >= vocab_size:
@@ -91,7 +94,12 @@ def encode(record: dict, tokenizer, vocab_size: int | None = None) -> list[int]:
     messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
     if tokenizer.chat_template is None:
         return tokenizer("\n".join(message["content"] for message in messages)).input_ids
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    try:
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except TemplateError as error:
+        raise ValueError(
+            f"messages must be what the model's chat template takes: {error}"
+        ) from error
     return list(ids)
 
 

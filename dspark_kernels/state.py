@@ -38,8 +38,6 @@ class State:
     stop: torch.Tensor  # int64 [K], tokens that end a request, and NO_TOKEN in free places
     limit: torch.Tensor  # int32 [B], length at which a request ends
     done: torch.Tensor  # bool [B]
-    held: list[list[int]]  # B texts whose keys and values the cache holds from an earlier call
-    cached_tokens: int  # of the prompts of this call, which were held
 
     @classmethod
     def empty(cls, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> "State":
@@ -63,19 +61,12 @@ class State:
             stop=zeros(stop_places(stops), dtype=torch.int64),
             limit=zeros(batch),
             done=zeros(batch, dtype=torch.bool),
-            held=[[]] * batch,
-            cached_tokens=0,
         )
 
     @property
     def capacity(self) -> int:
         """Tokens of a request."""
         return self.history.shape[1]
-
-    def keep(self, smaller: "State") -> None:
-        """Take over what the cache of a smaller state held for as many requests."""
-        self.cache.storage[:, :, :, : smaller.cache.capacity].copy_(smaller.cache.storage)
-        self.held = smaller.held
 
     def load(self, prompts, sampling: DrawTensors, stop, max_new_tokens: int) -> None:
         """Take new requests: their prompts become the history, the cache is empty."""

@@ -1,6 +1,7 @@
 """Conversations at the terminal."""
 
 import io
+import signal
 
 import pytest
 from rich.console import Console
@@ -22,7 +23,8 @@ def decoder():
 
     def noted(prompts, **options):
         out = generate(prompts, **options)
-        decoder.given.append((decoder.tokenizer.decode(prompts[0]), out))
+        if prompts != "Hello":  # before the first turn
+            decoder.given.append((decoder.tokenizer.decode(prompts[0]), out))
         return out
 
     decoder.generate = noted
@@ -36,7 +38,7 @@ def talk(decoder, monkeypatch):
     def shown(*lines, system=None, **options):
         typed = iter(lines)
 
-        def read():
+        def read(prompt):
             for line in typed:
                 return line
             raise EOFError
@@ -63,23 +65,39 @@ def test_turns_go_on_from_those_before(decoder, talk):
         assert f"{out.statistics.tokens_per_step:.2f} tokens per step" in shown
 
 
-def test_a_turn_that_does_not_fit_is_forgotten(decoder, talk):
-    shown = talk("ab", "c" * 250, "de")
-    assert "prompt 0 and its continuation must fit into the model's context of 256 tokens" in shown
+def test_a_context_that_is_full(decoder, talk):
+    """The last answer has the room that is left."""
+    shown = talk("c" * 250, "de", "fg")
+    ((prompt, answer),) = decoder.given
+    assert len(answer.tokens[0]) == 256 - len(decoder.tokenizer.encode(prompt)) < 10
+    assert shown.count("the context of 256 tokens is full") == 1
+
+
+def test_a_line_that_is_no_text_is_forgotten(decoder, talk):
+    shown = talk("ab", "\udcff", "de")
+    assert "line must be text in UTF-8, got other bytes" in shown
     (_, answer), (second, _) = decoder.given
     assert second == "ab" + answer.texts[0] + "de\n"
 
 
 def test_an_answer_can_be_interrupted(decoder, talk, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
     generate = decoder.generate
 
-    def interrupted(prompts, on_tokens, **options):
-        on_tokens(0, decoder.tokenizer.encode("xyz"))
-        monkeypatch.setattr(decoder, "generate", generate)
-        raise KeyboardInterrupt
+    def interrupted(prompts, on_tokens=None, **options):
+        def then(request, tokens):
+            on_tokens(request, tokens)
+            if decoder.generate is not generate:
+                monkeypatch.setattr(decoder, "generate", generate)
+                signal.raise_signal(signal.SIGINT)
+
+        return generate(prompts, on_tokens=on_tokens and then, **options)
 
     decoder.generate = interrupted
-    shown = talk("ab", "cd")
-    assert "interrupted" in shown
-    ((prompt, _),) = decoder.given
-    assert prompt == "abxyzcd\n"
+    shown = talk("a" * 100, "cd")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert shown.count("interrupted") == 1
+    (_, answer), (second, other) = decoder.given
+    assert len(answer.tokens[0]) < 10 == len(other.tokens[0])
+    assert second == "a" * 100 + answer.texts[0] + "cd\n"
+    assert other.statistics.cached_tokens >= 100

@@ -48,6 +48,16 @@ def test_generate_json(folders, capsys, options):
     assert result["baseline"] == baseline
 
 
+def test_chat(folders, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the bees\nand the wasps\n"))
+    assert run(folders, "chat", "--system", "tell me about " * 10, "--num-nodes", "8") == 0
+    first, second = (
+        line for line in capsys.readouterr().out.split("\n") if "tokens per step" in line
+    )
+    assert ", 0 of " in first and "tokens/s" in first
+    assert int(second.split(", ")[2].split(" of ")[0]) > 140
+
+
 def test_generate_streams_the_text(folders, capsys):
     assert run(folders, "generate", "the bees", "--json", "--no-baseline") == 0
     expected = json.loads(capsys.readouterr().out)

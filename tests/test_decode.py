@@ -270,7 +270,7 @@ def test_a_step_never_stops_the_host():
     bound = tiny_draft().to("meta").bind(target.embedding, target.lm_head)
     target.feature_layers = bound.feature_layers
     sampling = Sampling(temperature=0.5, top_p=0.9)
-    state = prefill(target, [[1, 2, 3], [4]], sampling, [3], max_new_tokens=20, room=40)
+    state, _ = prefill(target, [[1, 2, 3], [4]], sampling, [3], max_new_tokens=20, room=40)
     for draft in (None, bound):
         out = step(target, draft, state, 12, 0.1, no_clock)
         assert out.tokens.shape == (2, max_depth(draft) + 1) and out.counts.shape == (2,)
@@ -368,7 +368,7 @@ def test_no_more_steps_are_launched_than_can_yield_tokens(decoder):
 def test_seconds_are_those_of_the_step(decoder, behind):
     """From the arrival of the results before to that of its own, whenever the host looks."""
     target, draft = decoder.target, decoder.draft
-    state = prefill(target, PROMPTS, Sampling(), [], 20, room=90)
+    state, _ = prefill(target, PROMPTS, Sampling(), [], 20, room=90)
     results = Results([len(prompt) for prompt in PROMPTS], 20, [], None)
     results.add_first(state.root.tolist())
     graphs, seen = Graphs(target.device), []

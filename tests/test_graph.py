@@ -101,7 +101,7 @@ def run(target, draft, state, budget):
 
 
 def loaded(target, prompts, session=None):
-    return prefill(target, prompts, SAMPLING, [3], 20, room=40, session=session)
+    return prefill(target, prompts, SAMPLING, [3], 20, room=40, session=session)[0]
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
 @pytest.mark.parametrize(("options", "most"), [(Sampling(), 18), (PLAIN, 28)])
 def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
     """A linear_topk counts as one here and is two."""
-    state = prefill(target, PROMPTS[0], options, [3], 20, room=40)
+    state, _ = prefill(target, PROMPTS[0], options, [3], 20, room=40)
     passed = [torch.randn(2 * NODES, part.shape[1]) for part in (state.hidden, state.features)]
     monkeypatch.setattr(target, "forward", lambda *_: passed)
     with Recorder(tensors_of(state).values()) as recorder:
@@ -198,7 +198,7 @@ def test_replayed_steps_are_the_eager_ones(layers, sampling, device):
     if layers != "fused layers":
         target.fused = None
     draft = bound_draft(target)
-    eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40) for _ in range(2))
+    eager, replayed = (prefill(target, PROMPTS[1], sampling, [3], 60, room=40)[0] for _ in range(2))
     graphs = Graphs(replayed.history.device)
     for turn in range(12):
         budget = (Budget(NODES, 2 * NODES), Budget(CUT, 7), Budget(CUT, 2 * CUT), None)[turn % 4]
@@ -246,7 +246,7 @@ def test_captured_steps_leave_out_what_the_caller_ended(device):
     session = Session()
     out = generate(target, draft, PROMPTS[0], stop_when=stop_when, session=session, **options)
     assert out.tokens == [free[0][:5], free[1]] and asked == [5, 40]
-    ((state, _graphs),) = session._held.values()
+    ((state, *_),) = session._held.values()
     assert state.done.tolist() == [True, True] and int(state.lengths[0]) < len(PROMPTS[0][0]) + 40
 
 
@@ -314,7 +314,7 @@ def test_a_session_forgets_what_was_not_used_for_longest(monkeypatch):
     greedy = Sampling().tensors(1, target.device)
 
     def take(batch, capacity=100):
-        session.take(target, batch, capacity, greedy, 0)
+        session.take(target, capacity, greedy, 0, [[1]] * batch)
         return session.graphs
 
     first, *_ = [take(batch) for batch in range(1, HELD + 1)]

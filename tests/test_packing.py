@@ -69,7 +69,7 @@ def test_a_node_left_out_ends_the_walk_and_changes_nothing_else():
     tree = DraftTree.from_parents(tokens, parents, torch.tensor([[0.9], [0.8]]) ** level)
 
     def run(total):
-        state = prefill(target, prompts, sampling, [], 20, room=40)
+        state, _ = prefill(target, prompts, sampling, [], 20, room=40)
         assert torch.equal(state.root, true[:, 0])
         packing = packed(tree.scores, state.limit - state.lengths, total) if total else None
         outcome, drawn = verify(target, state, tree, depth, no_clock, packing)

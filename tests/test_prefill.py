@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import KINDS, PROMPTS, tiny_draft, tiny_model
 
-from dspark_kernels import prefill
+from dspark_kernels import prefix
+from dspark_kernels.cache import KVCache
 from dspark_kernels.integrations.decoder import SpeculativeDecoder
 from dspark_kernels.integrations.kinds import MODEL_TYPES
 
@@ -38,7 +39,7 @@ def continued(decoder, prompts, **options):
 
 
 def chat(decoder, anew, prompt, **options):
-    """Three turns, the cache growing from call to call."""
+    """Three turns; returns how many tokens of the last one's prompt were cached."""
     held = 0
     for turn in TURNS:
         tokens, cached = continued(decoder, [prompt], **options)
@@ -78,11 +79,24 @@ def test_options_of_the_draw(decoder, anew, options):
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
 def test_more_tokens_than_a_tree_has(decoder, anew, count, monkeypatch):
     """They are run in several passes. With one token, the prompt is that of the call before."""
-    monkeypatch.setattr(prefill, "WORTH", 1.0)
+    monkeypatch.setattr(prefix, "WORTH", 1.0)
     prompt = torch.randint(64, (800,), generator=torch.Generator().manual_seed(count)).tolist()
     other = prompt[:-count] + [(token + 1) % 64 for token in prompt[-count:]]
     continued(decoder, [prompt if count == 1 else other])
     assert continued(decoder, [prompt]) == (anew([prompt]), 800 - count)
+
+
+def test_a_cache_that_grows(decoder, anew):
+    decoder = SpeculativeDecoder(decoder.model, None, decoder.draft_model)
+    prompt, cached, capacities = list(range(60)) * 2, [], []
+    for turn in ([1] * 200, [2] * 200, []):
+        (tokens,), count = continued(decoder, [prompt])
+        assert [tokens] == anew([prompt])
+        cached.append((count, len(prompt)))
+        capacities.append(next(reversed(decoder._session._held.values()))[0].capacity)
+        prompt = prompt + tokens + turn
+    assert cached == [(0, 120), (139, 340), (359, 560)]
+    assert capacities == sorted(capacities) and capacities[0] < capacities[-1]
 
 
 def test_little_in_common_is_run_as_one_prompt(decoder, anew):
@@ -134,6 +148,42 @@ def test_what_a_call_left_unfinished_is_not_gone_on_from(decoder, anew):
     with pytest.raises(ValueError, match="prompt 0 must hold ids"):
         continued(decoder, [[64]])
     assert continued(decoder, [prompt])[1] == len(prompt) - 1
+
+
+def test_a_call_that_ended_while_rows_were_moved_left_nothing(decoder, anew, monkeypatch):
+    prompts = [list(range(20)), list(range(40, 60))]
+    tokens, _ = continued(decoder, prompts)
+    prompts = [prompt + new + [1] for prompt, new in zip(prompts, tokens, strict=True)][::-1]
+
+    def interrupted(*given):
+        hold(*given)
+        raise KeyboardInterrupt
+
+    hold = KVCache.hold
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "hold", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            continued(decoder, prompts)
+    assert continued(decoder, prompts) == (anew(prompts), 0)
+
+
+def test_transformers_generate_passes_it_on(decoder, anew, monkeypatch):
+    outputs, generate = [], decoder.generate
+
+    def noted(*given, **options):
+        outputs.append(generate(*given, **options))
+        return outputs[-1]
+
+    monkeypatch.setattr(decoder, "generate", noted)
+    prompt = PROMPTS[2]
+    for turn in TURNS:
+        out = decoder.model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, custom_generate=decoder.custom_generate,
+            prefix_caching=True, num_nodes=8,
+        )  # fmt: skip
+        assert out[0, len(prompt) :].tolist() == anew([prompt])[0]
+        prompt = out[0].tolist() + turn
+    assert [out.statistics.cached_tokens for out in outputs[1:]] == [49, 72]
 
 
 def test_without_it_all_is_run(decoder):

@@ -167,9 +167,9 @@ class SpeculativeDecoder:
         `stop_strings` in it. `speculative=False` decodes plainly, one token per step.
         `num_nodes="auto"` verifies before each step the number of nodes, up to `max_nodes`, which
         promises the most tokens per second; it needs to know what a step costs, which is measured
-        at the first use on a machine (`dspark profile`). `prefix_caching=True` runs of a prompt
-        only what comes behind the tokens that the last such call's prompt and continuation begin
-        with, too, as the turns of a conversation do. One call at a time: for several threads make
+        at the first use on a machine (`dspark profile`). `prefix_caching=True` leaves out what the
+        cache still holds of the prompts from the call before, as in a conversation; the model's
+        weights and adapters must be the same as then. One call at a time: for several threads make
         several decoders, which may share the model.
         """
         draft = self.draft if speculative else None

@@ -91,7 +91,7 @@ def continue_prompts(
     seeds = [seed + zlib.crc32(prompt.id.encode()) for prompt in prompts]
     sampling = Sampling([prompt.temperature for prompt in prompts], seeds)
     tokens, clock = [prompt.tokens for prompt in prompts], Clock(target.device)
-    state = prefill(target, tokens, sampling, stop, max_new_tokens, room=2)
+    state, _ = prefill(target, tokens, sampling, stop, max_new_tokens, room=2)
     drawn, states = [state.root.clone()], [_states(state)]
     while len(drawn) < max_new_tokens and not (len(drawn) % 8 == 0 and bool(state.done.all())):
         step(target, None, state, 1, 0.0, clock)
