@@ -32,11 +32,16 @@ class Code(NamedTuple):
 def launches(monkeypatch, capability, call):
     """The compiled kernels that call() launches with meta tensors, on a GPU of this capability."""
     kernels, device = [], config.Device(capability, SMS[capability])
+
+    def launch(*args, **options):
+        assert "enable_fp_fusion" in options, args[0]  # its default is not that of every Triton
+        kernels.append(run(*args, **options))
+
     with monkeypatch.context() as patch:
         patch.setattr(config, "INTERPRETER", False)
         tune.compile_only(GPUTarget("cuda", capability, 32), device, patch.setattr)
         run = JITFunction.run
-        patch.setattr(JITFunction, "run", lambda *args, **kw: kernels.append(run(*args, **kw)))
+        patch.setattr(JITFunction, "run", launch)
         call()
     return kernels
 

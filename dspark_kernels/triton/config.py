@@ -12,6 +12,10 @@ from .._library import INTERPRETER
 from .tiles import CROSSOVER, TILES
 
 REGISTERS = 65536  # of an SM
+# Launch options of small kernels, which have no tile: no product is contracted into a sum, else
+# threads that hold the same sum may round it differently. Said in every launch: from Triton 3.10 on
+# none is by default, and 3.9 warns of it.
+EXACT = {"enable_fp_fusion": False}
 DTYPE_CLASS = {torch.float32: "single", torch.float8_e4m3fn: "fp8"}  # the others are "half"
 
 
@@ -33,6 +37,7 @@ class Tile(NamedTuple):
     def options(self) -> dict[str, int]:
         """Keyword arguments of the launch; registers are few enough for what an SM holds."""
         options = {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        options["enable_fp_fusion"] = True
         registers = REGISTERS // (32 * self.num_warps * self.per_sm) // 8 * 8  # of a thread
         if self.per_sm > 1 and registers < 256:  # a thread's most anyway
             options["maxnreg"] = registers

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import ceil_div, crossover, device_of, tile
+from .config import EXACT, ceil_div, crossover, device_of, tile
 from .matmul import balanced_tiles, plain_product, weight_times_rows
 from .norm import rms_norm
 
@@ -143,7 +143,7 @@ def _finish_parts(parts, up_parts, residual, out):
     if parts.numel() > 0:
         _finish_kernel[rows, ceil_div(columns, block)](
             parts, up_parts, residual, out, columns, parts.stride(0), parts.stride(1),
-            out.stride(0), SPLITS=splits, BLOCK=block,
+            out.stride(0), SPLITS=splits, BLOCK=block, **EXACT,
         )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import ceil_div, next_power_of_2
+from .config import EXACT, ceil_div, next_power_of_2
 from .topk import LOWEST, finite_or_zero, pack, unpack
 
 CANDIDATES = 4096  # that one program sorts
@@ -64,7 +64,7 @@ def _merge(packed, keys, ids, logsumexp, k):
     _merge_topk_kernel[rows, groups](
         packed, keys, ids, logsumexp, out_packed, out_keys, out_ids, out_lse, rows, shards,
         K_IN=k_in, K=k, BLOCK_K=block_k, BLOCK_S=block_s,
-        BLOCK_C=max(block_k, next_power_of_2(block_s * k_in)), num_warps=8,
+        BLOCK_C=max(block_k, next_power_of_2(block_s * k_in)), num_warps=8, **EXACT,
     )  # fmt: skip
     if groups == 1:
         return out_keys[0], out_ids[0], out_lse[0]

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import next_power_of_2
+from .config import EXACT, next_power_of_2
 
 
 @triton.jit
@@ -36,7 +36,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     block = next_power_of_2(width)
     _rms_norm_kernel[rows,](
         x, weight, out, x.stride(0), eps, D=width, BLOCK_D=block,
-        num_warps=min(16, max(4, block // 512)),
-        enable_fp_fusion=False,  # else threads that hold the same sum round it differently
+        num_warps=min(16, max(4, block // 512)), **EXACT,
     )  # fmt: skip
     return out

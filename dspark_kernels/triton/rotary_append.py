@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import ceil_div, next_power_of_2
+from .config import EXACT, ceil_div, next_power_of_2
 from .norm import rms_factor
 
 BLOCK_H = 8  # heads of a program
@@ -107,6 +107,6 @@ def rotary_append(
             *k_cache.stride()[:3], *v_cache.stride()[:3],
             Q_HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, E=head_dim,
             BLOCK_E=next_power_of_2(head_dim // 2),
-            BLOCK_SIZE=1 if block_table is None else block_size, BLOCK_H=BLOCK_H,
+            BLOCK_SIZE=1 if block_table is None else block_size, BLOCK_H=BLOCK_H, **EXACT,
         )  # fmt: skip
     return out

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import ceil_div, device_of, next_power_of_2, tile
+from .config import EXACT, ceil_div, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking
 from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
@@ -268,7 +268,7 @@ def _floor(logits, temperature, top_k, top_p, min_p):
         _floor_kernel[(rows,)](
             logits, temperature, cut, highest, before, *found,
             min_p if index + 1 >= len(searches) else None, floor, vocabulary, logits.stride(0),
-            parts, MASS=mass, BLOCK_P=block_p, num_warps=FINISH_WARPS,
+            parts, MASS=mass, BLOCK_P=block_p, num_warps=FINISH_WARPS, **EXACT,
         )  # fmt: skip
     return floor
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .config import ceil_div, device_of, next_power_of_2, tile
+from .config import EXACT, ceil_div, device_of, next_power_of_2, tile
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -312,7 +312,6 @@ def tree_attention(
         if splits > 1:
             _merge_splits_kernel[(lse.numel(),)](
                 parts, parts_lse, out, lse, splits, E=head_dim, BLOCK_E=block_e,
-                BLOCK_S=next_power_of_2(splits),
-                enable_fp_fusion=False,  # else threads that hold the same sum round it differently
+                BLOCK_S=next_power_of_2(splits), **EXACT,
             )  # fmt: skip
     return out, lse
