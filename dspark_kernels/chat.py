@@ -1,15 +1,14 @@
 """A conversation at the terminal."""
 
 import contextlib
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 from rich.console import Console
 
 from .checks import utf8
+from .interrupt import interrupt_held_back
 from .prompts import encode
 from .streaming import StepPrinter
 
@@ -57,7 +56,7 @@ def _answer(decoder, ids: list[int], room: int, options: dict, console: Console)
     """Print an answer as it comes; returns it, and a line about it."""
     options = options | {"max_new_tokens": min(room, options["max_new_tokens"])}
     printer, start = StepPrinter(decoder.tokenizer, console), time.perf_counter()
-    with _interruptible() as interrupted:
+    with interrupt_held_back() as interrupted:
         out = decoder.generate(
             [ids], on_tokens=printer, stop_when=lambda *_: interrupted.is_set(),
             prefix_caching=True, **options,
@@ -69,19 +68,3 @@ def _answer(decoder, ids: list[int], room: int, options: dict, console: Console)
         f"{out.statistics.cached_tokens} of {len(ids)} prompt tokens cached"
     )
     return printer.printed, summary + ", interrupted" * interrupted.is_set()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """A block in which the first Ctrl-C sets the event, and the next one is as ever."""
-    interrupted, before = threading.Event(), signal.getsignal(signal.SIGINT)
-
-    def interrupt(*_):
-        interrupted.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

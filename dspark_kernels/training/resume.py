@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import signal
-import threading
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,26 +72,3 @@ def finished_steps(checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
     return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[2]
-
-
-@contextmanager
-def interrupt_held_back():
-    """An event which Ctrl-C sets instead of breaking off what runs; a second Ctrl-C breaks it off.
-
-    Only where Ctrl-C would raise KeyboardInterrupt: in the main thread, under Python's own handler.
-    """
-    pressed, before = threading.Event(), signal.getsignal(signal.SIGINT)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or before is not signal.default_int_handler:
-        yield pressed
-        return
-
-    def press(*_):
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

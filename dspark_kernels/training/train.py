@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..heads import DraftModel
+from ..interrupt import interrupt_held_back
 from ..prompts import stop_tokens
 from .calibration import calibrate
 from .card import write_card
@@ -20,7 +21,7 @@ from .config import TrainConfig, draft_config
 from .data import generate_continuations, read_prompts, usable_prompts
 from .objective import VocabularySample, draft_loss
 from .replay import evaluate
-from .resume import check_same_settings, interrupt_held_back, settings
+from .resume import check_same_settings, settings
 from .store import Continuation, Segments, choose, read_shards
 
 
