@@ -246,9 +246,9 @@ def generate(
             )
             results.add_first(state.root.tolist())
         graphs = session.graphs
-        loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock, prompts)
+        loop = _Loop(target, draft, state, scheduler, min_score, graphs, results, clock)
         loop.run(sync_every)
-        session.keep(loop.texts)
+        session.keep([prompts[i] + results.tokens[i][:count] for i, count in loop.held])
         results.statistics.seconds = clock.seconds()
         return Generation(results.tokens, results.statistics)
 
@@ -299,11 +299,10 @@ class _Loop:
     graphs: Graphs
     results: Results
     clock: Clock
-    prompts: Sequence[list[int]]
 
     def __post_init__(self):
         self.requests = np.arange(len(self.results.tokens))  # which the rows of `state` are
-        self.texts: list[list[int]] = [[]] * len(self.requests)  # see `Session`
+        self.held = [(0, 0)] * len(self.requests)  # by rows of the cache, see `note_held`
         self.arrived = time.perf_counter()  # results of the last step, or the start
         self.disturbed = False  # whether a step of late compiled or captured
 
@@ -322,7 +321,7 @@ class _Loop:
                 self.disturbed = False
                 if not self.graphs.cuda:
                     self.drop_finished()
-        self.note_texts()
+        self.note_held()
         results.statistics.decode_seconds = time.perf_counter() - started
 
     @property
@@ -415,11 +414,12 @@ class _Loop:
         """Go on with the requests that have not met their end, if some have."""
         kept = survivors(self.results.running[self.requests])
         if kept is not None:
-            self.note_texts()
+            self.note_held()
             self.state = self.state.select(torch.from_numpy(kept))
             self.requests = self.requests[kept]
 
-    def note_texts(self) -> None:
-        """Note what the rows of the cache hold: of the last token there is nothing yet."""
+    def note_held(self) -> None:
+        """Note which request a row of the cache holds, and of how many new tokens: all but the
+        last, of which there is nothing yet."""
         for row, request in enumerate(self.requests):
-            self.texts[row] = self.prompts[request] + self.results.tokens[request][:-1]
+            self.held[row] = request, len(self.results.tokens[request]) - 1

@@ -375,8 +375,7 @@ def test_seconds_are_those_of_the_step(decoder, behind):
     scheduler = Scheduler((8,))
     scheduler.begin(len(PROMPTS))
     scheduler.observe_seconds = lambda *given: seen.append(given[3])
-    clock = Clock(target.device)
-    loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, clock, PROMPTS)
+    loop = _Loop(target, draft, state, scheduler, 0.0, graphs, results, Clock(target.device))
     loop.arrived, waiting = 10.0, []
     for arrival in (11.0, 13.0, 13.5):
         waiting.append(loop.launch())

@@ -48,6 +48,15 @@ def both(decoder, inputs, **options):
     )
 
 
+def padding_is_no_text():
+    """Whether transformers' own repetition penalty leaves padding out; that of 5.17 does not."""
+    try:
+        RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=torch.tensor([1]))
+    except ValueError:
+        return False
+    return True
+
+
 def until_text(tokenizer, tokens, text):
     """The tokens up to the one which completes a text."""
     counts = range(1, len(tokens) + 1)
@@ -59,9 +68,10 @@ def until_text(tokenizer, tokens, text):
 def test_greedy_tokens_are_those_of_generate(decoder, inputs, penalty):
     options = {"repetition_penalty": penalty}
     ours, theirs = both(decoder, inputs, **options)
-    assert ours.shape == theirs.shape == (len(PROMPTS), WIDTH + 24)
-    assert penalty != 1.0 or torch.equal(ours, theirs)
-    for row, prompt in zip(ours, PROMPTS, strict=True):  # padding is text to some versions' penalty
+    assert ours.shape == (len(PROMPTS), WIDTH + 24)
+    if penalty == 1.0 or padding_is_no_text():
+        assert torch.equal(ours, theirs)
+    for row, prompt in zip(ours, PROMPTS, strict=True):
         alone = {"input_ids": torch.tensor([prompt])}  # without a mask
         one, theirs = both(decoder, alone, return_dict_in_generate=True, **options)
         assert torch.equal(one.sequences, theirs.sequences)
@@ -264,7 +274,9 @@ def test_inputs_that_are_refused(decoder):
     cache = DynamicCache()
     cache.update(torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 2, 8), 0)
     # transformers 5.24 calls it cache
-    with pytest.raises(ValueError, match=r"\w+ must be empty, got 2 tokens"):
+    with pytest.raises(
+        ValueError, match=r"^custom_generate: (past_key_values|cache) must be empty, got 2 tokens"
+    ):
         model.generate(ids, past_key_values=cache, max_new_tokens=4, **custom)
     assert cache.get_seq_length() == 2
 

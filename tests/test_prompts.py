@@ -72,3 +72,10 @@ def test_encode():
     assert encode({"prompt": "hi", "tokens": [3, 299]}, tokenizer, 300) == [3, 299]
     with pytest.raises(ValueError, match=r"tokens must hold ids from 0 to 299, .*, got 300"):
         encode({"tokens": [3, 300]}, tokenizer, 300)
+
+
+def test_what_a_chat_template_refuses():
+    tokenizer = tiny_tokenizer(300)
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(ValueError, match=r"chat template takes: no system role"):
+        encode({"messages": [{"role": "system", "content": "hi"}]}, tokenizer)

@@ -36,8 +36,10 @@ class Tile(NamedTuple):
 
     def options(self) -> dict[str, int]:
         """Keyword arguments of the launch; registers are few enough for what an SM holds."""
-        options = {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
-        options["enable_fp_fusion"] = True
+        options = {
+            **self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }  # fmt: skip
         registers = REGISTERS // (32 * self.num_warps * self.per_sm) // 8 * 8  # of a thread
         if self.per_sm > 1 and registers < 256:  # a thread's most anyway
             options["maxnreg"] = registers
