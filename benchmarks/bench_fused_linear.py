@@ -10,7 +10,7 @@ from dspark_kernels.reference.fused_linear import fused_linear as reference
 
 from .common import Case, compiled
 
-LAYERS = {  # D, rows of the weights, whether gated, whether it ends a block: residual, no norm
+LAYERS = {  # D, rows of the weights, whether gated, whether it ends a block: residual and norm
     (576, "qkv"): (576, (576, 192, 192), False, False),
     (576, "gate, up"): (576, (1536, 1536), True, False),
     (4096, "qkv"): (4096, (4096, 1024, 1024), False, False),
@@ -21,12 +21,13 @@ LAYERS = {  # D, rows of the weights, whether gated, whether it ends a block: re
 
 
 def plain(gated):
-    def call(x, norm_weight, residual, *weights):
-        if norm_weight is not None:
-            x = F.rms_norm(x, x.shape[1:], norm_weight, 1e-5)
+    def call(x, residual, norm_weight, *weights):
         outputs = [F.linear(x, weight) for weight in weights]
         out = F.silu(outputs[0]) * outputs[1] if gated else torch.cat(outputs, dim=1)
-        return out if residual is None else residual + out
+        if norm_weight is None:
+            return out
+        out = residual + out
+        return out, F.rms_norm(out, out.shape[1:], norm_weight, 1e-5)
 
     return call
 
@@ -42,25 +43,25 @@ def cases(device, dtype):
             def normal(*shape, scale=1.0):
                 return (torch.randn(shape, generator=g, device=device) * scale).to(dtype)
 
-            norm, residual = (None, normal(M, *columns)) if ends else (normal(D), None)
+            residual, norm = (normal(M, *columns), normal(*columns)) if ends else (None, None)
             weights = (normal(n, D, scale=D**-0.5) for n in columns)
-            return normal(M, D), norm, residual, *weights
+            return normal(M, D), residual, norm, *weights
 
-        def ours(x, norm_weight, residual, *weights, gated=gated):
+        def ours(x, residual, norm_weight, *weights, gated=gated):
             return dspark_kernels.fused_linear(
-                x, weights, norm_weight=norm_weight, eps=1e-5, gated=gated, residual=residual
+                x, weights, gated=gated, residual=residual, norm_weight=norm_weight, eps=1e-5
             )
 
-        def expected(x, norm_weight, residual, *weights, gated=gated):
+        def expected(x, residual, norm_weight, *weights, gated=gated):
             floats = [weight.float() for weight in weights]
-            return reference(x.float(), floats, [], norm_weight, 1e-5, gated, residual)
+            return reference(x.float(), floats, [], gated, residual, norm_weight, 1e-5)[0]
 
         yield Case(
             shape=f"D {width} M {M} {name}",
             make=make,
             ours=ours,
             baselines={
-                "rms_norm and F.linear": plain(gated),
+                "F.linear, residual and rms_norm": plain(gated),
                 "torch.compile of it": compiled(plain(gated)),
             },
             expected=expected,

@@ -82,7 +82,7 @@ def case(op, kind, sizes, device):
         x, gated = normal(rows, D, dtype=dtype), sizes[1] == tiles.ANY
         width = 14336 if gated else sizes[1] * config.device_of(x).sms
         weights = list(normal(1 + gated, width, D, dtype=dtype))
-        return lambda: fused_linear(x, weights, [], None, 0.0, gated, None)
+        return lambda: fused_linear(x, weights, [], gated, None, None, 0.0)
     rows, width = min(sizes[0], 256), min(sizes[1], 256)
     batch, nodes, heads, group = 4, rows // 4, 8, 4
     slots = 16384 if sizes[2] == tiles.ANY else 2048

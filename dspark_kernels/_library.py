@@ -22,8 +22,8 @@ import torch
 SCHEMAS = {
     "draft_blocks": "(Tensor hidden, Tensor weight, Tensor bias, Tensor? features, "
     "Tensor? residual_scale) -> Tensor",
-    "fused_linear": "(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? norm_weight, float eps, "
-    "bool gated, Tensor? residual) -> Tensor",
+    "fused_linear": "(Tensor x, Tensor[] weights, Tensor[] biases, bool gated, Tensor? residual, "
+    "Tensor? norm_weight, float eps) -> Tensor[]",
     "rotary_append": "(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_norm_weight, "
     "Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, Tensor(b!) v_cache, "
     "Tensor cache_seqlens, Tensor? block_table, Tensor? rows) -> Tensor",
@@ -84,9 +84,9 @@ def _fake_draft_blocks(hidden, weight, bias, features, residual_scale):
     return hidden.new_empty(hidden.shape[0], weight.shape[0], weight.shape[1])
 
 
-def _fake_fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
+def _fake_fused_linear(x, weights, biases, gated, residual, norm_weight, eps):
     width = sum(weight.shape[0] for weight in weights[: 1 if gated else None])
-    return x.new_empty(x.shape[0], width)
+    return [x.new_empty(x.shape[0], width) for _ in range(1 if norm_weight is None else 2)]
 
 
 def _fake_rotary_append(

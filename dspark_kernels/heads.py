@@ -209,8 +209,8 @@ class FewRows(nn.Module):
         self.biases = [] if linear.bias is None else [linear.bias.detach()]
 
     def forward(self, x: Tensor) -> Tensor:
-        out = ops.fused_linear.default(
-            x.flatten(0, -2), self.weights, self.biases, None, 0.0, False, None
+        (out,) = ops.fused_linear.default(
+            x.flatten(0, -2), self.weights, self.biases, False, None, None, 0.0
         )
         return out.unflatten(0, x.shape[:-1])
 

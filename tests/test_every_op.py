@@ -63,10 +63,10 @@ def every_op(i):
     )  # fmt: skip
     caches, lengths = [i["k_cache"], i["v_cache"]], i["cache_seqlens"]
     x, angle = i["node_hidden"], i["angle"]
-    qkv = dk.fused_linear(x, [i["qkv"]], norm_weight=i["norm"]).view(B, N, -1, E)
+    qkv = dk.fused_linear(x, [i["qkv"]]).view(B, N, -1, E)
     q = dk.rotary_append(qkv, angle.cos(), angle.sin(), *caches, lengths)
-    wide = dk.fused_linear(x, [*i["gate_up"]], norm_weight=i["norm"], gated=True)
-    mlp = dk.fused_linear(wide, [i["down"]], residual=x)
+    wide = dk.fused_linear(x, [*i["gate_up"]], gated=True)
+    mlp = dk.fused_linear(wide, [i["down"]], residual=x, norm_weight=i["norm"])
     out, out_lse = dk.tree_attention(
         q, *caches, lengths, tree.ancestors, window=30, softcap=20.0, return_lse=True
     )
@@ -88,7 +88,7 @@ def every_op(i):
         i["position"],
     )  # fmt: skip
     return [
-        heads, keys, ids, lse, *merged, paths, matched, *tree, *packing, qkv, mlp, out,
+        heads, keys, ids, lse, *merged, paths, matched, *tree, *packing, qkv, *mlp, out,
         out_lse, *drawn, *walk, emitted, *typical, sampled, *chain, *caches, i["history"],
         i["lengths"], i["hidden"],
     ]  # fmt: skip

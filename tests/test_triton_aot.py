@@ -76,14 +76,14 @@ def call_draft_blocks(dtype, batch):
 
 
 def call_fused_linear(dtype, rows, _):
-    """Queries, keys and values with their norm; the gated half of an MLP; the other half."""
+    """Queries, keys and values; the gated half of an MLP; the other half, with a norm behind it."""
     x, norm = empty(rows, D, dtype=dtype), empty(D, dtype=dtype)
     weights = [empty(columns, D, dtype=dtype) for columns in (D, 1024, 1024)]
     biases = [empty(len(weight), dtype=dtype) for weight in weights]
-    fused_linear(x, weights, biases, norm, 1e-5, False, None)
-    fused_linear(x, [empty(14336, D, dtype=dtype)] * 2, [], norm, 1e-5, True, None)
+    fused_linear(x, weights, biases, False, None, None, 0.0)
+    fused_linear(x, [empty(14336, D, dtype=dtype)] * 2, [], True, None, None, 0.0)
     hidden, down = empty(rows, 14336, dtype=dtype), empty(D, 14336, dtype=dtype)
-    fused_linear(hidden, [down], [], None, 0.0, False, x)
+    fused_linear(hidden, [down], [], False, x, norm, 1e-5)
 
 
 def call_tree_attention(dtype, rows, width, slots):
@@ -193,22 +193,29 @@ def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
         assert code.stack == 0, code
 
 
-@pytest.mark.parametrize(("nodes", "count"), [(1, 9), (16, 9), (64, 11)])
-def test_kernels_of_a_layer(nodes, count, monkeypatch):
-    """What a layer of Llama-3-8B launches on an H200, see README."""
+@pytest.mark.parametrize(
+    ("width", "inner", "nodes", "count"),
+    [
+        (4096, 14336, 1, 9), (4096, 14336, 16, 9), (4096, 14336, 64, 9),
+        (2048, 8192, 1, 9), (2048, 8192, 16, 9), (2048, 8192, 64, 10),
+    ],
+)  # fmt: skip
+def test_kernels_of_a_layer(width, inner, nodes, count, monkeypatch):
+    """What a layer of Llama-3-8B or of a 1.2B model launches on an H200, see README."""
     names = "fused_linear", "rotary_append", "tree_attention"
     kernels = {name: SimpleNamespace(default=globals()[name]) for name in names}
     monkeypatch.setattr(fused_pass, "ops", SimpleNamespace(**kernels))
     config = LlamaConfig(
-        hidden_size=D, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8
+        hidden_size=width, intermediate_size=inner, num_attention_heads=32, num_key_value_heads=8
     )
     with torch.device("meta"):
-        layer = fused_pass.FusedLayer(LlamaDecoderLayer(config, 0).bfloat16())
-    cache = KVCache.contiguous(1, 1, 8192, 8, 128, torch.bfloat16, "meta")
-    angles = [empty(1, nodes, 128)] * 2
+        block = LlamaDecoderLayer(config, 0).bfloat16()
+        layer = fused_pass.FusedLayer(block, block.input_layernorm)
+    cache = KVCache.contiguous(1, 1, 8192, 8, width // 32, torch.bfloat16, "meta")
+    angles = [empty(1, nodes, width // 32)] * 2
     arguments = (cache.keys[0], cache.values[0], cache, int64s(1, nodes, 1), None, None)
     kernels = triton_aot.launches(
-        monkeypatch, 90, lambda: layer(empty(nodes, D), angles, *arguments)
+        monkeypatch, 90, lambda: layer(*[empty(nodes, width)] * 2, angles, *arguments)
     )
     assert len(kernels) == count, [kernel.name for kernel in kernels]
 

@@ -14,9 +14,9 @@ namespace {
 
 constexpr const char* kOp = "fused_linear";
 
-Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                    std::optional<Tensor> norm_weight, double eps, bool gated,
-                    std::optional<Tensor> residual) {
+std::vector<Tensor> fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                                 bool gated, std::optional<Tensor> residual,
+                                 std::optional<Tensor> norm_weight, double eps) {
   FusedLinear p{};
   const ScalarType dtype = x.scalar_type();
   p.dtype = float_dtype(x, kOp, "x");
@@ -40,10 +40,8 @@ Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> b
     biases[i] = whole(biases[i], dtype, {p.columns[i]}, kOp, "biases", "have shape [N]");
     p.bias[i] = biases[i].const_data_ptr();
   }
-  const Optional norm_(norm_weight, dtype, {p.depth}, kOp, "norm_weight", "have shape [D]");
   const Tensor x_rows = with_contiguous_rows(x);
   p.x = x_rows.const_data_ptr(), p.x_stride = x_rows.stride(0);
-  p.norm_weight = norm_.data<void>();
   Tensor added = x_rows;  // keeps the rows of the residual alive
   if (residual) {
     added = with_contiguous_rows(*residual);
@@ -52,20 +50,28 @@ Tensor fused_linear(Tensor x, std::vector<Tensor> weights, std::vector<Tensor> b
     p.residual = added.const_data_ptr(), p.residual_stride = added.stride(0);
   }
 
-  Tensor out = empty({p.rows, p.width}, dtype);
-  if (out.numel() == 0) return out;
+  const Optional norm_(norm_weight, dtype, {p.width}, kOp, "norm_weight",
+                       "have shape [width of the output]");
+  p.norm_weight = norm_.data<void>();
+
+  std::vector<Tensor> outputs(norm_weight ? 2 : 1);
+  for (Tensor& output : outputs) output = empty({p.rows, p.width}, dtype);
+  if (outputs[0].numel() == 0) return outputs;
   const auto sizes = DSPARK_CALL_CPU_KERNEL(fused_linear_sizes, p);
   p.task_columns = columns_per_task(p.width, sizes.tile);
   const Tensor packed = empty({sizes.packed_floats}, ScalarType::Float);
-  const Tensor normed = empty({p.norm_weight ? p.rows : 0, p.depth}, dtype);
-  p.packed = packed.mutable_data_ptr<float>(), p.normed = normed.mutable_data_ptr();
-  p.out = out.mutable_data_ptr();
+  p.packed = packed.mutable_data_ptr<float>();
+  p.out = outputs[0].mutable_data_ptr(), p.normed = outputs.back().mutable_data_ptr();
   parallel_tasks(sizes.groups,
                  [&](int64_t group) { DSPARK_CALL_CPU_KERNEL(fused_linear_pack, p, group); });
   for (int part = 0; part < p.parts(); ++part) p.group_tasks += p.tasks(part);
   parallel_runs(sizes.groups * p.group_tasks,
                 [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_task, p, task); });
-  return out;
+  if (p.norm_weight != nullptr) {
+    parallel_tasks((p.rows + kNormRows - 1) / kNormRows,
+                   [&](int64_t task) { DSPARK_CALL_CPU_KERNEL(fused_linear_norm, p, task); });
+  }
+  return outputs;
 }
 
 }  // namespace

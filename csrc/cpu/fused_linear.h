@@ -8,10 +8,11 @@
 namespace dspark {
 
 constexpr int kMaxWeights = 4;
+constexpr int kNormRows = 16;  // of the output that one task norms: fewer are not worth a thread
 
 struct FusedLinear {
   DType dtype;
-  const void *x, *norm_weight, *residual;  // [rows, depth], [depth] or null, [rows, width] or null
+  const void *x, *residual, *norm_weight;  // [rows, depth], [rows, width] or null, [width] or null
   const void *weight[kMaxWeights], *bias[kMaxWeights];  // [columns, depth], [columns] or null
   int64_t columns[kMaxWeights], weight_stride[kMaxWeights];
   int64_t x_stride, residual_stride, rows, depth, width;
@@ -20,9 +21,8 @@ struct FusedLinear {
   float eps;
   int64_t task_columns;
   int64_t group_tasks;  // of every group of rows
-  void* normed;         // [rows, depth], scratch of the norm
   float* packed;        // the rows as the kernel reads them
-  void* out;            // [rows, width]
+  void *out, *normed;   // [rows, width]
 
   // Weights whose columns lie side by side in the output.
   DSPARK_FORCE_INLINE int parts() const { return gated ? 1 : weights; }
@@ -39,5 +39,6 @@ struct FusedLinearSizes {
 DSPARK_CPU_KERNEL(FusedLinearSizes fused_linear_sizes(const FusedLinear& p))
 DSPARK_CPU_KERNEL(void fused_linear_pack(const FusedLinear& p, int64_t group))
 DSPARK_CPU_KERNEL(void fused_linear_task(const FusedLinear& p, int64_t task))
+DSPARK_CPU_KERNEL(void fused_linear_norm(const FusedLinear& p, int64_t task))
 
 }  // namespace dspark

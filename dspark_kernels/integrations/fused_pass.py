@@ -44,10 +44,19 @@ def _weights(linears: list[nn.Linear]):
     return [linear.weight for linear in linears], [] if biases[0] is None else biases
 
 
-class FusedLayer:
-    """One decoder layer: attention block and gated MLP, or a mixture of experts as it is."""
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Rows of x [T, D], normalized by their root mean square."""
+    return F.rms_norm(x, x.shape[1:], weight, eps)
 
-    def __init__(self, layer):
+
+class FusedLayer:
+    """One decoder layer: attention block and gated MLP, or a mixture of experts as it is.
+
+    The end of each block norms its rows for the next one, the last for `next_norm`, another layer's
+    or the decoder's.
+    """
+
+    def __init__(self, layer, next_norm):
         attention, parts = layer.self_attn, _mlp_parts(layer)
         self.qkv, self.out = map(_weights, _attention_parts(layer))
         self.experts = None if parts else layer.mlp
@@ -56,7 +65,8 @@ class FusedLayer:
             if len(gate_up) == 1:
                 gate_up = gate_up[0].detach().chunk(2)
             self.gate_up = list(gate_up), biases
-        self.norms = [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
+        norms = layer.post_attention_layernorm, next_norm
+        self.norm, self.next_norm = ((norm.weight, norm.variance_epsilon) for norm in norms)
         head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.head_norms = [None if norm is None else norm.weight for norm in head_norms]
         self.eps = layer.input_layernorm.variance_epsilon
@@ -65,14 +75,16 @@ class FusedLayer:
         self.window = getattr(of, "sliding_window", None)
 
     def __call__(
-        self, x: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors, slots, rows
-    ) -> Tensor:
-        """x [T, D] -> [T, D]; angles: cos and sin [B, N, E]; keys, values: this layer's.
+        self, x: Tensor, normed: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors,
+        slots, rows,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The states x [T, D] and their norm become those behind this layer.
 
+        angles: cos and sin [B, N, E]; keys, values: this layer's.
         slots: where a prompt's keys and values go, see `KVCache.slots`; not read with a tree.
         rows: of the nodes which take part, see `tree_attention`, and angles [T, E]; None: all.
         """
-        qkv = ops.fused_linear.default(x, *self.qkv, self.norms[0], self.eps, False, None)
+        (qkv,) = ops.fused_linear.default(normed, *self.qkv, False, None, None, 0.0)
         q = ops.rotary_append.default(
             qkv.view(*angles[0].shape[:-1], -1, self.head_dim), *angles, *self.head_norms, self.eps,
             keys, values, cache.seqlens, cache.block_table, rows,
@@ -85,11 +97,14 @@ class FusedLayer:
                 q, keys, values, cache.seqlens, ancestors, self.scaling, cache.block_table,
                 self.window or 0, 0.0, None, None, rows,
             )  # fmt: skip
-        x = ops.fused_linear.default(out.reshape(len(x), -1), *self.out, None, 0.0, False, x)
+        out = out.reshape(len(x), -1)
+        x, normed = ops.fused_linear.default(out, *self.out, False, x, *self.norm)
         if self.experts is not None:
-            return x + self.experts(F.rms_norm(x, x.shape[1:], self.norms[1], self.eps)[None])[0]
-        hidden = ops.fused_linear.default(x, *self.gate_up, self.norms[1], self.eps, True, None)
-        return ops.fused_linear.default(hidden, *self.down, None, 0.0, False, x)
+            x = x + self.experts(normed[None])[0]
+            return x, _norm(x, *self.next_norm)
+        (hidden,) = ops.fused_linear.default(normed, *self.gate_up, True, None, None, 0.0)
+        x, normed = ops.fused_linear.default(hidden, *self.down, False, x, *self.next_norm)
+        return x, normed
 
 
 class FusedPass:
@@ -97,7 +112,9 @@ class FusedPass:
 
     def __init__(self, decoder):
         self.decoder = decoder
-        self.layers = [FusedLayer(layer) for layer in decoder.layers]
+        norms = [*(layer.input_layernorm for layer in decoder.layers), decoder.norm]
+        self.layers = list(map(FusedLayer, decoder.layers, norms[1:]))
+        self.first_norm = norms[0].weight, norms[0].variance_epsilon
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}  # by number of positions
 
     @staticmethod
@@ -150,6 +167,7 @@ class FusedPass:
         """See `TransformersTarget.forward`."""
         decoder = self.decoder
         x, states = decoder.embed_tokens(pack(tokens, packing)), []  # [T, D]
+        normed = _norm(x, *self.first_norm)
         rows = None
         if packing is not None:
             rows, positions = packing.rows, pack(positions, packing)
@@ -157,9 +175,8 @@ class FusedPass:
         slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)
-            x = layer(x, angles, keys, values, cache, ancestors, slots, rows)
-        norm = decoder.norm
-        states.append(F.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon))
+            x, normed = layer(x, normed, angles, keys, values, cache, ancestors, slots, rows)
         if not feature_layers:
-            return states[-1], None
-        return states[-1], torch.cat([states[layer] for layer in feature_layers], dim=-1)
+            return normed, None
+        states.append(normed)
+        return normed, torch.cat([states[layer] for layer in feature_layers], dim=-1)

@@ -15,35 +15,38 @@ def fused_linear(
     weights: Sequence[torch.Tensor],
     *,
     biases: Sequence[torch.Tensor] = (),
-    norm_weight: torch.Tensor | None = None,
-    eps: float = 1e-6,
     gated: bool = False,
     residual: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """One to four linear layers on the same few rows, with norm, gate and residual in one pass.
+    norm_weight: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """One to four linear layers on the same few rows, with gate, residual and the norm behind them.
 
     Equivalent to::
 
-        rows = x if norm_weight is None else rms_norm(x, x.shape[-1:], norm_weight, eps)
-        outputs = [linear(rows, weight, bias) for weight, bias in zip(weights, biases)]
+        outputs = [linear(x, weight, bias) for weight, bias in zip(weights, biases)]
         out = silu(outputs[0]) * outputs[1] if gated else torch.cat(outputs, dim=1)
-        return out if residual is None else residual + out
+        out = out if residual is None else residual + out
+        normed = rms_norm(out, out.shape[-1:], norm_weight, eps)
 
     For the few rows of a verification pass: the queries, keys and values of a layer in one call,
-    its gated MLP in two. On CUDA, more rows than a crossover (64 in half precision) go through
-    plain products, of which the ends are fused.
+    its gated MLP in two. The end of a block adds to the residual stream and norms it for the next
+    block at once. On CUDA, more rows than a crossover (64 in half precision) go through plain
+    products, of which the ends are fused.
 
     Args:
         x: [M, D] float32, bfloat16 or float16.
         weights: [N_i, D] each, same dtype; the same N for both if gated.
         biases: [N_i] each, same dtype, one per weight; or none.
-        norm_weight: [D], same dtype: the rows are normalized by their root mean square first.
-        eps: added to the mean square.
         gated: SiLU of the first product times the second (SwiGLU, Shazeer 2020, arXiv 2002.05202).
         residual: [M, width of the output], same dtype, added at the end.
+        norm_weight: [width of the output], same dtype, if the rows of the output are also wanted
+            divided by their root mean square and times this weight.
+        eps: added to the mean square.
 
     Returns:
-        [M, ΣN_i], or [M, N] if gated, in the dtype of `x`; sums are taken in float32.
+        out [M, ΣN_i], or [M, N] if gated, in the dtype of `x`; sums are taken in float32. With
+        norm_weight (out, normed), both of this shape and dtype.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device.
@@ -69,11 +72,12 @@ def fused_linear(
         if biases:
             check.tensor(f"biases[{i}]", biases[i], columns)
             check.same_dtype("x", x.dtype, **{f"biases[{i}]": biases[i]})
-    check.tensor("norm_weight", norm_weight, "D", optional=True)
-    check.number("eps", eps, 0)
     check.sizes["width"] = sum(len(weight) for weight in weights[: 1 if gated else None])
     check.tensor("residual", residual, "M width", optional=True)
+    check.tensor("norm_weight", norm_weight, "width", optional=True)
     check.same_dtype("x", x.dtype, norm_weight=norm_weight, residual=residual)
-    return ops.fused_linear.default(
-        x, list(weights), list(biases), norm_weight, eps, gated, residual
+    check.number("eps", eps, 0)
+    outputs = ops.fused_linear.default(
+        x, list(weights), list(biases), gated, residual, norm_weight, eps
     )
+    return outputs[0] if norm_weight is None else tuple(outputs)

@@ -5,12 +5,9 @@ import torch
 from .rotary_append import rms_norm
 
 
-def fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
-    """Linear layers with their norm, gate and residual, see `ops.fused_linear`."""
-    rows = x.float()
-    if norm_weight is not None:
-        rows = rms_norm(rows, norm_weight, eps)
-    outputs = [rows @ weight.float().T for weight in weights]  # [M, N_i]
+def fused_linear(x, weights, biases, gated, residual, norm_weight, eps):
+    """Linear layers with gate, residual and the norm behind them, see `ops.fused_linear`."""
+    outputs = [x.float() @ weight.float().T for weight in weights]  # [M, N_i]
     if biases:
         outputs = [out + bias.float() for out, bias in zip(outputs, biases, strict=True)]
     if gated:
@@ -19,4 +16,7 @@ def fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
     out = torch.cat(outputs, dim=1)
     if residual is not None:
         out = out + residual.float()
-    return out.to(x.dtype)
+    out = out.to(x.dtype)
+    if norm_weight is None:
+        return [out]
+    return [out, rms_norm(out.float(), norm_weight, eps).to(x.dtype)]

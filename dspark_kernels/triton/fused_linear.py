@@ -2,16 +2,17 @@
 
 A tile of rows of one weight, or of the same rows of both if gated, meets all rows of x. Where the
 tiles are too few for the GPU, the sum over D is split, and `_finish_kernel` adds up the parts.
-Above the crossover the products are plain ones, and only their ends are fused.
+Above the crossover the products are plain ones, and only their ends are fused. The norm, of whole
+rows, is a part of `_finish_kernel` where there is one, else a launch of its own.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from .config import EXACT, ceil_div, crossover, device_of, tile
+from .config import EXACT, ceil_div, crossover, device_of, next_power_of_2, tile
 from .matmul import balanced_tiles, plain_product, weight_times_rows
-from .norm import rms_norm
+from .norm import Norm, normalized, rms_norm, row_options
 
 MIN_COLUMNS = 512  # of D in a split
 CHUNK_ROWS = 4096  # of x, whose float32 products exist at a time above the crossover
@@ -19,12 +20,14 @@ CHUNK_ROWS = 4096  # of x, whose float32 products exist at a time above the cros
 
 @triton.jit
 def _finish(product, up, residual_ptr, out_ptr, place, mask):
-    """Store product, or SiLU(product)·up, plus the residual, at offsets `place`."""
+    """Store product, or SiLU(product)·up, plus the residual, at offsets `place`; returns it."""
     if up is not None:
         product = product / (1.0 + tl.exp(-product)) * up
     if residual_ptr is not None:
         product += tl.load(residual_ptr + place, mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + place, product.to(out_ptr.dtype.element_ty), mask)
+    product = product.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + place, product, mask)
+    return product
 
 
 @triton.jit
@@ -117,10 +120,13 @@ def _fused_linear_kernel(
 
 @triton.jit
 def _finish_kernel(
-    parts_ptr, up_parts_ptr, residual_ptr, out_ptr, columns, part_stride, row_stride, out_stride,
-    SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    parts_ptr, up_parts_ptr, residual_ptr, out_ptr, norm_weight_ptr, eps, normed_ptr,
+    columns, part_stride, row_stride, out_stride, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sums of splits, one block of one row: parts[split, row, column] -> out[row, column]."""
+    """Sums of splits, one block of one row: parts[split, row, column] -> out[row, column].
+
+    With normed_ptr the block is the whole row, and its norm goes there.
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < columns
@@ -133,21 +139,28 @@ def _finish_kernel(
         product += tl.load(parts_ptr + split * part_stride + place, mask, other=0.0)
         if up_parts_ptr is not None:
             up += tl.load(up_parts_ptr + split * part_stride + place, mask, other=0.0)
-    _finish(product, up, residual_ptr, out_ptr, row * out_stride + column, mask)
+    place = row * out_stride + column
+    out = _finish(product, up, residual_ptr, out_ptr, place, mask)
+    if normed_ptr is not None:
+        normed = normalized(out.to(tl.float32), norm_weight_ptr, column, mask, eps, columns)
+        tl.store(normed_ptr + place, normed.to(normed_ptr.dtype.element_ty), mask)
 
 
-def _finish_parts(parts, up_parts, residual, out):
-    """parts, up_parts [S, M, N] float32 -> out [M, N]; residual has the strides of out."""
+def _finish_parts(parts, up_parts, residual, out, norm):
+    """parts, up_parts [S, M, N] float32 -> out [M, N]; residual and norm.out have its strides."""
     splits, rows, columns = parts.shape
-    block = 1024
+    block, options = 1024, EXACT
+    if norm is not None:
+        block, options = next_power_of_2(columns), row_options(columns)
     if parts.numel() > 0:
         _finish_kernel[rows, ceil_div(columns, block)](
-            parts, up_parts, residual, out, columns, parts.stride(0), parts.stride(1),
-            out.stride(0), SPLITS=splits, BLOCK=block, **EXACT,
+            parts, up_parts, residual, out, *((None, 0.0, None) if norm is None else norm),
+            columns, parts.stride(0), parts.stride(1), out.stride(0), SPLITS=splits, BLOCK=block,
+            **options,
         )  # fmt: skip
 
 
-def _fused(x, weights, biases, gated, residual, out):
+def _fused(x, weights, biases, gated, residual, out, norm):
     """Few rows: one pass over the weights."""
     (rows, depth), width = x.shape, out.shape[1]
     device = device_of(x)
@@ -171,10 +184,13 @@ def _fused(x, weights, biases, gated, residual, out):
         weights[0].stride(0), D=depth, GATED=gated, **chosen.options(),
     )  # fmt: skip
     if parts is not None:
-        _finish_parts(parts[..., :width], parts[..., width:] if gated else None, residual, out)
+        up_parts = parts[..., width:] if gated else None
+        _finish_parts(parts[..., :width], up_parts, residual, out, norm)
+    elif norm is not None:
+        rms_norm(out, norm)
 
 
-def _by_products(x, weights, biases, gated, residual, out):
+def _by_products(x, weights, biases, gated, residual, out, norm):
     """Many rows: plain products of some rows at a time."""
     for first in range(0, len(x), CHUNK_ROWS):
         some = slice(first, first + CHUNK_ROWS)
@@ -182,14 +198,20 @@ def _by_products(x, weights, biases, gated, residual, out):
         for product, bias in zip(products, biases, strict=False):
             product += bias
         pairs = [products] if gated else [(product, None) for product in products]
+        norm_of_some = None
+        if norm is not None and len(pairs) == 1:  # else no product has whole rows
+            norm_of_some = norm._replace(out=norm.out[some])
         column = 0
         for product, up in pairs:
             place = some, slice(column, column := column + product.shape[2])
-            _finish_parts(product, up, None if residual is None else residual[place], out[place])
+            added = None if residual is None else residual[place]
+            _finish_parts(product, up, added, out[place], norm_of_some)
+    if norm is not None and norm_of_some is None:
+        rms_norm(out, norm)
 
 
-def fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
-    """Linear layers with their norm, gate and residual, see `ops.fused_linear`."""
+def fused_linear(x, weights, biases, gated, residual, norm_weight, eps):
+    """Linear layers with gate, residual and the norm behind them, see `ops.fused_linear`."""
     x = x if x.stride(1) == 1 else x.contiguous()
     strides = {weight.stride() for weight in weights}
     if len(strides) > 1 or weights[0].stride(1) != 1:
@@ -197,13 +219,15 @@ def fused_linear(x, weights, biases, norm_weight, eps, gated, residual):
     biases = [bias.contiguous() for bias in biases]
     residual = None if residual is None else residual.contiguous()
     out = x.new_empty(len(x), sum(len(weight) for weight in weights[: 1 if gated else None]))
+    outputs, norm = [out], None
+    if norm_weight is not None:
+        norm = Norm(norm_weight.contiguous(), eps, torch.empty_like(out))
+        outputs.append(norm.out)
     if out.numel() == 0:
-        return out
+        return outputs
     which = "fused_linear" if len(weights) == 1 else "fused_linears"
     few = len(x) <= crossover(which, device_of(x), x.dtype)
     run = _fused if few else _by_products
     with torch.cuda.device_of(x):
-        if norm_weight is not None:
-            x = rms_norm(x, norm_weight.contiguous(), eps)
-        run(x, weights, biases, gated, residual, out)
-    return out
+        run(x, weights, biases, gated, residual, out, norm)
+    return outputs

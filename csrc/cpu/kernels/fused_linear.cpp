@@ -1,5 +1,5 @@
-// One pass over the weights for all rows: the norm while the rows are packed, bias, gate and
-// residual on every tile of the product.
+// One pass over the weights for all rows, with bias, gate and residual on every tile of the
+// product; then the norm of whole rows.
 
 #include "cpu/fused_linear.h"
 
@@ -124,24 +124,26 @@ void fused_linear_pack(const FusedLinear& p, int64_t index) {
     using T = decltype(type);
     const auto layout = RowLayout::of<T>(p.rows, p.depth);
     const auto group = group_of(layout, index);
-    const int64_t end = (int64_t)group.end * kLanes;
-    const T* rows = (const T*)p.x;
-    int64_t stride = p.x_stride;
-    if (p.norm_weight != nullptr) {
-      T* normed = (T*)p.normed;
-      for (int64_t row = group.begin * kLanes; row < end && row < p.rows; ++row) {
-        rms_norm(rows + row * stride, (const T*)p.norm_weight, p.depth, p.eps,
-                 normed + row * p.depth);
-      }
-      rows = normed, stride = p.depth;
-    }
-    const auto row_of = [&](int64_t row) { return rows + row * stride; };
+    const auto row_of = [&](int64_t row) { return (const T*)p.x + row * p.x_stride; };
     pack_rows<T>(layout, row_of, p.packed, group.begin, group.end);
   });
 }
 
 void fused_linear_task(const FusedLinear& p, int64_t task) {
   with_type(p.dtype, [&](auto type) { run_task<decltype(type)>(p, task); });
+}
+
+void fused_linear_norm(const FusedLinear& p, int64_t task) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    const int64_t begin = task * kNormRows;
+    const int64_t end = begin + kNormRows < p.rows ? begin + kNormRows : p.rows;
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t place = row * p.width;
+      rms_norm((const T*)p.out + place, (const T*)p.norm_weight, p.width, p.eps,
+               (T*)p.normed + place);
+    }
+  });
 }
 
 }  // namespace dspark::DSPARK_ISA
