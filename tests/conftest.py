@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -119,6 +120,15 @@ TABLES = {
 def tabulate(record_property):
     """Called with the name of a table in the summary and a row of it."""
     return lambda name, *cells: record_property(name, [str(cell) for cell in cells])
+
+
+@pytest.fixture
+def press_ctrl_c():
+    """Called to press Ctrl-C, which means something even where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    now = signal.signal(signal.SIGINT, before)
+    assert now is signal.default_int_handler, "who held Ctrl-C back did not let it go"
 
 
 def pytest_terminal_summary(terminalreporter, config):

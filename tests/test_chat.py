@@ -1,7 +1,6 @@
 """Conversations at the terminal."""
 
 import io
-import signal
 
 import pytest
 from rich.console import Console
@@ -80,8 +79,7 @@ def test_a_line_that_is_no_text_is_forgotten(decoder, talk):
     assert second == "ab" + answer.texts[0] + "de\n"
 
 
-def test_an_answer_can_be_interrupted(decoder, talk, monkeypatch):
-    before = signal.getsignal(signal.SIGINT)
+def test_an_answer_can_be_interrupted(decoder, talk, monkeypatch, press_ctrl_c):
     generate = decoder.generate
 
     def interrupted(prompts, on_tokens=None, **options):
@@ -89,13 +87,12 @@ def test_an_answer_can_be_interrupted(decoder, talk, monkeypatch):
             on_tokens(request, tokens)
             if decoder.generate is not generate:
                 monkeypatch.setattr(decoder, "generate", generate)
-                signal.raise_signal(signal.SIGINT)
+                press_ctrl_c()
 
         return generate(prompts, on_tokens=on_tokens and then, **options)
 
     decoder.generate = interrupted
     shown = talk("a" * 100, "cd")
-    assert signal.getsignal(signal.SIGINT) is before
     assert shown.count("interrupted") == 1
     (_, answer), (second, other) = decoder.given
     assert len(answer.tokens[0]) < 10 == len(other.tokens[0])

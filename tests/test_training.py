@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 
 import pytest
 import torch
@@ -113,7 +112,7 @@ def test_interrupted_training_continues_to_the_same_result(prompts, tmp_path, mo
         assert torch.equal(expected, actual), name
 
 
-def test_ctrl_c_loses_no_step(prompts, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_loses_no_step(prompts, tmp_path, monkeypatch, capsys, press_ctrl_c):
     model = tiny_model()
     whole = train(settings(prompts, tmp_path / "whole"), model)
     step, begun = Trainer.train_step, []
@@ -121,17 +120,12 @@ def test_ctrl_c_loses_no_step(prompts, tmp_path, monkeypatch, capsys):
     def pressed(trainer):
         begun.append(trainer.step)
         if len(begun) == 9:
-            signal.raise_signal(signal.SIGINT)
+            press_ctrl_c()
         return step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", pressed)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(settings(prompts, tmp_path / "parts"), model)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(prompts, tmp_path / "parts"), model)
     assert "the same command continues from here" in capsys.readouterr().err
     resumed = train(settings(prompts, tmp_path / "parts"), model)
     assert begun == list(range(12))  # the step under way was finished and kept
