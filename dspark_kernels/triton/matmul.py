@@ -56,10 +56,13 @@ def weight_times_rows(
 
 
 def balanced_tiles(rows: int, block: int, programs: int) -> tuple[int, int]:
-    """Programs to launch (at most `programs`) and rows per tile (at most `block`): equal shares."""
+    """Programs to launch (at most `programs`) and rows per tile (at most `block`): equal shares.
+
+    Tiles are of whole fours, each of which may be one call of the noise.
+    """
     rows, programs = max(1, rows), max(1, programs)
     tiles = ceil_div(rows, block * programs) * programs
-    tile_rows = min(block, ceil_div(ceil_div(rows, tiles), 16) * 16)
+    tile_rows = min(block, ceil_div(ceil_div(rows, tiles), 4) * 4)
     return min(programs, ceil_div(rows, tile_rows)), tile_rows
 
 
