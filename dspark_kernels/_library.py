@@ -24,9 +24,9 @@ SCHEMAS = {
     "Tensor? residual_scale) -> Tensor",
     "fused_linear": "(Tensor x, Tensor[] weights, Tensor[] biases, bool gated, Tensor? residual, "
     "Tensor? norm_weight, float eps) -> Tensor[]",
-    "rotary_append": "(Tensor qkv, Tensor cos, Tensor sin, Tensor? q_norm_weight, "
-    "Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, Tensor(b!) v_cache, "
-    "Tensor cache_seqlens, Tensor? block_table, Tensor? rows) -> Tensor",
+    "rotary_append": "(Tensor qkv, Tensor cos, Tensor sin, Tensor? positions, "
+    "Tensor? q_norm_weight, Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor? block_table, Tensor? rows) -> Tensor",
     "linear_topk": "(Tensor x, Tensor weight, int k, Tensor? bias, Tensor? temperature, "
     "Tensor? seed, Tensor? position, Tensor? id_map, int vocab_offset) -> (Tensor, Tensor, Tensor)",
     "merge_topk": "(Tensor keys, Tensor ids, Tensor logsumexp, int k) -> (Tensor, Tensor, Tensor)",
@@ -90,8 +90,8 @@ def _fake_fused_linear(x, weights, biases, gated, residual, norm_weight, eps):
 
 
 def _fake_rotary_append(
-    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table,
-    rows,
+    qkv, cos, sin, positions, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
+    block_table, rows,
 ):  # fmt: skip
     *tokens, heads, head_dim = qkv.shape
     return qkv.new_empty(*tokens, heads - 2 * k_cache.shape[2], head_dim)

@@ -130,7 +130,8 @@ def verify(
     """
     cache, tokens = state.cache, tree.tokens
     with clock("verify"):
-        positions = cache.seqlens[:, None].long() + tree.depths
+        positions = torch.empty_like(tokens)  # int64, in one launch
+        torch.add(cache.seqlens[:, None], tree.depths, out=positions)
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
         before = partial(text_before, state.history, state.lengths, tree, packing)

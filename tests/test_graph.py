@@ -46,7 +46,8 @@ class Recorder(TorchDispatchMode):
         outputs = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(outputs) if _is_tensor(leaf)]
         new = sum(_storage(tensor) not in given for tensor in tensors)
-        if new or function._schema.is_mutable:
+        made = new and "empty" not in str(function)
+        if made or function._schema.is_mutable:
             self.launches.append(str(function))
         self.allocations += new
         self.kept += tensors  # so that no storage is mistaken for one that is gone
@@ -147,7 +148,7 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
 
 @torch.inference_mode()
 @values_on_trust()
-@pytest.mark.parametrize(("options", "most"), [(Sampling(), 18), (PLAIN, 28)])
+@pytest.mark.parametrize(("options", "most"), [(Sampling(), 17), (PLAIN, 27)])
 def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
     """A linear_topk counts as one here and is two."""
     state, _ = prefill(target, PROMPTS[0], options, [3], 20, room=40)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,7 @@ from dtypes import DTYPES, EPSILON
 from tolerance import assert_close
 
 import dspark_kernels
+from dspark_kernels.ops import values_on_trust
 from dspark_kernels.reference.rotary_append import rotary_append as reference
 
 
@@ -28,6 +31,7 @@ def inputs(
         "qkv": normal(B, N, Hq + 2 * Hkv, E),
         "cos": angle.cos().to(device, dtype),
         "sin": angle.sin().to(device, dtype),
+        "positions": None,
         "q_norm_weight": normal(E) if normed else None,
         "k_norm_weight": normal(E) if normed else None,
         "eps": 1e-5,
@@ -41,7 +45,7 @@ def inputs(
 def call(a):
     return dspark_kernels.rotary_append(
         a["qkv"], a["cos"], a["sin"], a["k_cache"], a["v_cache"], a["cache_seqlens"],
-        block_table=a["block_table"], q_norm_weight=a["q_norm_weight"],
+        positions=a["positions"], block_table=a["block_table"], q_norm_weight=a["q_norm_weight"],
         k_norm_weight=a["k_norm_weight"], eps=a["eps"], rows=a.get("rows"),
     )  # fmt: skip
 
@@ -118,6 +122,42 @@ def test_packed_rows(block_size, dtype, device):
     check(packed(arguments))
 
 
+def with_tables(arguments):
+    """The same angles in tables of more positions, in another order."""
+    tokens, width = arguments["cos"].shape[:-1], arguments["cos"].shape[-1]
+    g = torch.Generator().manual_seed(0)
+    positions = torch.randperm(3 * tokens.numel(), generator=g)[: tokens.numel()]
+    tables = {}
+    for name in ("cos", "sin"):
+        angles = arguments[name].reshape(-1, width)
+        tables[name] = angles.new_full((3 * len(angles), width), math.nan)
+        tables[name][positions.to(angles.device)] = angles
+    return tables | {"positions": positions.view(tokens).to(arguments["cos"].device)}
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_positions_are_rows_of_tables(in_rows, dtype, device):
+    expected = inputs(3, 7, lengths=(5, 0, 17), normed=True, dtype=dtype, device=device)
+    expected = packed(expected) if in_rows else expected
+    caches = {name: expected[name].clone() for name in ("k_cache", "v_cache")}
+    arguments = expected | with_tables(expected) | caches
+    assert torch.equal(call(arguments), call(expected))
+    for name, cache in caches.items():
+        assert torch.equal(cache, expected[name])
+
+
+@pytest.mark.backend
+def test_positions_outside_the_tables_are_read_as_the_nearest(device):
+    arguments = inputs(1, 2, lengths=(0,), device=device)
+    arguments |= {name: arguments[name][0] for name in ("cos", "sin")}
+    places = [torch.tensor([place], device=device) for place in ([-(2**40), 2**40], [0, 1])]
+    with values_on_trust():
+        outside, nearest = (call(arguments | {"positions": place}) for place in places)
+    assert torch.equal(outside, nearest)
+
+
 @pytest.mark.backend
 def test_views(device):
     arguments = inputs(device=device)
@@ -140,6 +180,17 @@ def test_views(device):
         ),
         ({"qkv": torch.zeros(2, 3, 4, 16)}, ValueError, "qkv must have more than 4 heads, got 4"),
         ({"cos": torch.zeros(2, 4, 16)}, ValueError, "cos must have shape .* with N=3"),
+        ({"positions": torch.zeros(2, 3).long()}, ValueError, r"cos must have shape \[L, E\]"),
+        (
+            dict.fromkeys(("cos", "sin"), torch.zeros(9, 16))
+            | {"positions": torch.full((2, 3), 9)},
+            ValueError, "positions must hold values from 0 to 8, got 9",
+        ),
+        (
+            dict.fromkeys(("cos", "sin"), torch.zeros(0, 16))
+            | {"positions": torch.zeros(2, 3).long()},
+            ValueError, "cos must have a row per position, got 0",
+        ),
         ({"sin": torch.zeros(2, 3, 16).half()}, TypeError, "sin must have dtype float32 like"),
         ({"k_cache": torch.zeros(3, 20, 2, 16)}, ValueError, "k_cache must have shape .* B=2"),
         ({"v_cache": torch.zeros(2, 19, 2, 16)}, ValueError, "v_cache must have shape .* S=20"),
@@ -167,4 +218,5 @@ def test_errors(change, error, message):
 def test_opcheck(block_size, in_rows, device):
     arguments = inputs(block_size=block_size, normed=True, device=device)
     arguments = packed(arguments) if in_rows else arguments | {"rows": None}
+    arguments |= with_tables(arguments) if block_size else {}
     torch.library.opcheck(torch.ops.dspark.rotary_append.default, tuple(arguments.values()))

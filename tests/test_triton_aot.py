@@ -180,12 +180,14 @@ def test_compiles_well(op, kind, capability, limits, per_sm, monkeypatch, compil
 def test_rotary_append_compiles_well(width, capability, monkeypatch, report):
     qkv, caches = empty(1, 32, 48, width), [empty(1, 1024, 8, width)] * 2
     pages, angle, norm = [empty(64, 16, 8, width)] * 2, empty(1, 32, width), empty(width)
-    packed, angles = (qkv[0], angle[0], angle[0]), (angle, angle)
+    tables, length, blocks = [empty(1024, width)] * 2, int32s(1), int32s(1, 64)
 
     def call():
-        rotary_append(qkv, *angles, None, None, 0.0, *caches, int32s(1), None, None)
-        rotary_append(qkv, *angles, norm, norm, 1e-6, *pages, int32s(1), int32s(1, 64), None)
-        rotary_append(*packed, None, None, 0.0, *caches, int32s(1), None, int64s(1, 48))
+        rotary_append(qkv, *tables, int64s(1, 32), None, None, 0.0, *caches, length, None, None)
+        rotary_append(qkv, angle, angle, None, norm, norm, 1e-6, *pages, length, blocks, None)
+        rotary_append(
+            qkv[0], *tables, int64s(32), None, None, 0.0, *caches, length, None, int64s(1, 48)
+        )
 
     for kernel in triton_aot.launches(monkeypatch, capability, call):
         code = triton_aot.code_of(kernel)
@@ -212,10 +214,13 @@ def test_kernels_of_a_layer(width, inner, nodes, count, monkeypatch):
         block = LlamaDecoderLayer(config, 0).bfloat16()
         layer = fused_pass.FusedLayer(block, block.input_layernorm)
     cache = KVCache.contiguous(1, 1, 8192, 8, width // 32, torch.bfloat16, "meta")
-    angles = [empty(1, nodes, width // 32)] * 2
-    arguments = (cache.keys[0], cache.values[0], cache, int64s(1, nodes, 1), None, None)
+    angles = [empty(8192, width // 32)] * 2
+    arguments = (
+        angles, int64s(1, nodes), cache.keys[0], cache.values[0], cache, int64s(1, nodes, 1), None,
+        None,
+    )  # fmt: skip
     kernels = triton_aot.launches(
-        monkeypatch, 90, lambda: layer(*[empty(nodes, width)] * 2, angles, *arguments)
+        monkeypatch, 90, lambda: layer(*[empty(nodes, width)] * 2, *arguments)
     )
     assert len(kernels) == count, [kernel.name for kernel in kernels]
 

@@ -25,10 +25,10 @@ std::vector<int64_t> places(const Tensor& rows, int64_t tokens) {
   return place_of;
 }
 
-Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> q_norm_weight,
-                     std::optional<Tensor> k_norm_weight, double eps, Tensor k_cache,
-                     Tensor v_cache, Tensor cache_seqlens, std::optional<Tensor> block_table,
-                     std::optional<Tensor> rows) {
+Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> positions,
+                     std::optional<Tensor> q_norm_weight, std::optional<Tensor> k_norm_weight,
+                     double eps, Tensor k_cache, Tensor v_cache, Tensor cache_seqlens,
+                     std::optional<Tensor> block_table, std::optional<Tensor> rows) {
   RotaryAppend p{};
   const ScalarType dtype = qkv.scalar_type();
   p.dtype = float_dtype(qkv, kOp, "qkv");
@@ -63,12 +63,21 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> q
     p.k_stride[i] = k_cache.stride(i), p.v_stride[i] = v_cache.stride(i);
   }
   const Tensor qkv_ = torch::stable::contiguous(qkv);
+  p.angles = positions ? cos.size(0) : p.tokens;
   const auto angles = [&](const Tensor& tensor, const char* name) {
-    return rows ? whole(tensor, dtype, {p.tokens, p.head_dim}, kOp, name, "have shape [T, E]")
-                : whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name,
-                        "have shape [B, N, E]");
+    return rows || positions
+               ? whole(tensor, dtype, {p.angles, p.head_dim}, kOp, name, "have shape [T, E]")
+               : whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name,
+                       "have shape [B, N, E]");
   };
   const Tensor cos_ = angles(cos, "cos"), sin_ = angles(sin, "sin");
+  check(p.angles > 0 || p.tokens == 0, kOp, "cos", "have a row per position", p.angles);
+  const Tensor positions_ = positions ? torch::stable::contiguous(*positions) : cos_;
+  if (positions) {
+    check_dtype(positions_, ScalarType::Long, kOp, "positions");
+    check(positions_.numel() == p.tokens, kOp, "positions", "be one per token", positions_.numel());
+    p.positions = static_cast<const int64_t*>(positions_.const_data_ptr());
+  }
   const Optional q_norm_(q_norm_weight, dtype, {p.head_dim}, kOp, "q_norm_weight",
                          "have shape [E]");
   const Optional k_norm_(k_norm_weight, dtype, {p.head_dim}, kOp, "k_norm_weight",

@@ -75,19 +75,19 @@ class FusedLayer:
         self.window = getattr(of, "sliding_window", None)
 
     def __call__(
-        self, x: Tensor, normed: Tensor, angles, keys: Tensor, values: Tensor, cache, ancestors,
-        slots, rows,
+        self, x: Tensor, normed: Tensor, angles, positions: Tensor, keys: Tensor, values: Tensor,
+        cache, ancestors, slots, rows,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The states x [T, D] and their norm become those behind this layer.
 
-        angles: cos and sin [B, N, E]; keys, values: this layer's.
+        angles: cos and sin of all positions; positions: [B, N]; keys, values: this layer's.
         slots: where a prompt's keys and values go, see `KVCache.slots`; not read with a tree.
-        rows: of the nodes which take part, see `tree_attention`, and angles [T, E]; None: all.
+        rows: of the nodes which take part, see `tree_attention`, and positions [T]; None: all.
         """
         (qkv,) = ops.fused_linear.default(normed, *self.qkv, False, None, None, 0.0)
         q = ops.rotary_append.default(
-            qkv.view(*angles[0].shape[:-1], -1, self.head_dim), *angles, *self.head_norms, self.eps,
-            keys, values, cache.seqlens, cache.block_table, rows,
+            qkv.view(*positions.shape, -1, self.head_dim), *angles, positions, *self.head_norms,
+            self.eps, keys, values, cache.seqlens, cache.block_table, rows,
         )  # fmt: skip
         if ancestors is None:
             heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))
@@ -171,11 +171,13 @@ class FusedPass:
         rows = None
         if packing is not None:
             rows, positions = packing.rows, pack(positions, packing)
-        angles = [part[positions] for part in self.angles(cache.capacity)]
+        angles = self.angles(cache.capacity)
         slots = cache.slots(tokens.shape[1]) if ancestors is None else None
         for layer, keys, values in zip(self.layers, cache.keys, cache.values, strict=True):
             states.append(x)
-            x, normed = layer(x, normed, angles, keys, values, cache, ancestors, slots, rows)
+            x, normed = layer(
+                x, normed, angles, positions, keys, values, cache, ancestors, slots, rows
+            )
         if not feature_layers:
             return normed, None
         states.append(normed)

@@ -16,6 +16,7 @@ def rotary_append(
     v_cache: torch.Tensor,
     cache_seqlens: torch.Tensor,
     *,
+    positions: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
@@ -36,10 +37,12 @@ def rotary_append(
     Args:
         qkv: [B, N, Hq + 2·Hkv, E] float32, bfloat16 or float16: queries, keys, values; E even.
             With `rows` [T, Hq + 2·Hkv, E].
-        cos, sin: [B, N, E] or [T, E], same dtype: of the angles at the tokens' positions.
+        cos, sin: [B, N, E] or [T, E], same dtype: of the angles at the tokens' positions. With
+            `positions` tables of all of them, [L, E].
         k_cache, v_cache: [B, S, Hkv, E], or paged [num_blocks, block_size, Hkv, E], same dtype;
             written in place.
         cache_seqlens: int32 [B], tokens in the cache.
+        positions: int64 [B, N] or [T], 0 to L - 1, the rows of cos and sin.
         block_table: int32 [B, max_blocks] of a paged cache.
         q_norm_weight, k_norm_weight: [E], same dtype; heads are normalized first (Qwen3).
         eps: added to the mean square.
@@ -58,8 +61,12 @@ def rotary_append(
     check = Check("rotary_append")
     tokens = "B N" if rows is None else "T"
     check.tensor("qkv", qkv, f"{tokens} heads E")
-    check.tensor("cos", cos, f"{tokens} E")
-    check.tensor("sin", sin, f"{tokens} E")
+    angles = tokens if positions is None else "L"
+    check.tensor("cos", cos, f"{angles} E")
+    check.tensor("sin", sin, f"{angles} E")
+    check.tensor("positions", positions, tokens, INT64, optional=True)
+    check.require(positions is None or len(cos) >= 1, "cos", "have a row per position", len(cos))
+    check.values("positions", positions, 0, len(cos) - 1)
     check.tensor("rows", rows, "B N", INT64, optional=True)
     heads, head_dim = qkv.shape[-2:]
     check.require(
@@ -87,6 +94,6 @@ def rotary_append(
         q_norm_weight=q_norm_weight, k_norm_weight=k_norm_weight,
     )  # fmt: skip
     return ops.rotary_append.default(
-        qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
-        block_table, rows,
+        qkv, cos, sin, positions, q_norm_weight, k_norm_weight, eps, k_cache, v_cache,
+        cache_seqlens, block_table, rows,
     )  # fmt: skip

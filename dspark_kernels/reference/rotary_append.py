@@ -11,11 +11,13 @@ def rms_norm(x, weight, eps):
 
 
 def rotary_append(
-    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table,
-    rows=None,
+    qkv, cos, sin, positions, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
+    block_table, rows=None,
 ):  # fmt: skip
     """The rotated queries; keys and values go into the caches, see `ops.rotary_append`."""
     count = len(qkv)
+    if positions is not None:
+        cos, sin = cos[positions], sin[positions]
     if rows is not None:
         qkv, cos, sin = (spread(part, rows) for part in (qkv, cos, sin))
     kv_heads = k_cache.shape[2]

@@ -28,10 +28,10 @@ def _store(ptrs, low, high, mask, E: tl.constexpr):
     tl.store(ptrs + E // 2, high.to(ptrs.dtype.element_ty), mask)
 
 
-@triton.jit(do_not_specialize=["N", "capacity", "num_blocks"])
+@triton.jit(do_not_specialize=["N", "capacity", "num_blocks", "angles"])
 def _rotary_append_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, q_norm_ptr, k_norm_ptr, eps, k_ptr, v_ptr, seqlens_ptr, table_ptr,
-    rows_ptr, out_ptr, N, capacity, num_blocks,
+    qkv_ptr, cos_ptr, sin_ptr, positions_ptr, q_norm_ptr, k_norm_ptr, eps, k_ptr, v_ptr,
+    seqlens_ptr, table_ptr, rows_ptr, out_ptr, N, capacity, num_blocks, angles,
     k_stride_block, k_stride_slot, k_stride_h, v_stride_block, v_stride_slot, v_stride_h,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -64,7 +64,10 @@ def _rotary_append_kernel(
         low, high = _normalized(low, high, is_query, q_norm_ptr, column, half, eps, E)
     if k_norm_ptr is not None:
         low, high = _normalized(low, high, is_key, k_norm_ptr, column, half, eps, E)
-    angle = tl.maximum(row, 0) * E + column
+    angle = tl.maximum(row, 0)
+    if positions_ptr is not None:
+        angle = tl.minimum(tl.maximum(tl.load(positions_ptr + angle), 0), angles - 1)
+    angle = angle * E + column
     cos_low = tl.load(cos_ptr + angle, half, other=0.0).to(tl.float32)[None, :]
     cos_high = tl.load(cos_ptr + angle + E // 2, half, other=0.0).to(tl.float32)[None, :]
     sin_low = tl.load(sin_ptr + angle, half, other=0.0).to(tl.float32)[None, :]
@@ -84,14 +87,14 @@ def _rotary_append_kernel(
 
 
 def rotary_append(
-    qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens, block_table,
-    rows,
+    qkv, cos, sin, positions, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
+    block_table, rows,
 ):  # fmt: skip
     """The rotated queries; keys and values go into the caches, see `ops.rotary_append`."""
     qkv, cos, sin, cache_seqlens = (t.contiguous() for t in (qkv, cos, sin, cache_seqlens))
-    q_norm_weight, k_norm_weight, block_table, rows = (
+    positions, q_norm_weight, k_norm_weight, block_table, rows = (
         None if t is None else t.contiguous()
-        for t in (q_norm_weight, k_norm_weight, block_table, rows)
+        for t in (positions, q_norm_weight, k_norm_weight, block_table, rows)
     )
     *_, heads, head_dim = qkv.shape
     blocks, block_size, kv_heads, _ = k_cache.shape
@@ -102,8 +105,8 @@ def rotary_append(
         return out
     with torch.cuda.device_of(qkv):
         _rotary_append_kernel[batch * nodes, ceil_div(heads, BLOCK_H)](
-            qkv, cos, sin, q_norm_weight, k_norm_weight, eps, k_cache, v_cache, cache_seqlens,
-            block_table, rows, out, nodes, max_blocks * block_size, blocks,
+            qkv, cos, sin, positions, q_norm_weight, k_norm_weight, eps, k_cache, v_cache,
+            cache_seqlens, block_table, rows, out, nodes, max_blocks * block_size, blocks, len(cos),
             *k_cache.stride()[:3], *v_cache.stride()[:3],
             Q_HEADS=heads - 2 * kv_heads, KV_HEADS=kv_heads, E=head_dim,
             BLOCK_E=next_power_of_2(head_dim // 2),

@@ -37,8 +37,9 @@ void rotate_tokens(const RotaryAppend& p, int64_t begin, int64_t end) {
   const int64_t size = p.head_dim, all_heads = p.heads + 2 * p.kv_heads;
   float cos[kMaxRotaryDim], sin[kMaxRotaryDim];
   for (int64_t token = begin; token < end; ++token) {
-    convert((const T*)p.cos + token * size, size, cos);
-    convert((const T*)p.sin + token * size, size, sin);
+    const int64_t angle = p.angle(token);
+    convert((const T*)p.cos + angle * size, size, cos);
+    convert((const T*)p.sin + angle * size, size, sin);
     const T* from = (const T*)p.qkv + token * all_heads * size;
     T* q = (T*)p.q + token * p.heads * size;
     for (int64_t head = 0; head < p.heads; ++head, from += size, q += size) {
