@@ -69,6 +69,13 @@ class Outcome(NamedTuple):
 def candidates(draft, state: State) -> dict:
     """What `glm_tree` reads in this step, whatever the number of nodes."""
     root, seqlens, sampling = state.root, state.cache.seqlens, state.sampling
+    paths, path_scores = None, None
+    if draft.lookup is not None:
+        with state.side():  # one block per request, which leaves a GPU to the heads
+            paths, match_length = context_lookup(
+                state.history, state.lengths, **draft.lookup.window
+            )
+            path_scores = draft.lookup.scores(match_length)
     states = draft.head_states(state.hidden, state.features, root)  # [B, H, D]
     batch, heads, _ = states.shape
     noise = {}
@@ -82,10 +89,8 @@ def candidates(draft, state: State) -> dict:
     keys, ids, logsumexp = linear_topk(
         states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map, **noise
     )
-    paths, path_scores = None, None
-    if draft.lookup is not None:
-        paths, match_length = context_lookup(state.history, state.lengths, **draft.lookup.window)
-        path_scores = draft.lookup.scores(match_length)
+    if paths is not None:
+        state.side.join()
     return {
         "ids": ids.view(batch, heads, -1), "keys": keys.view(batch, heads, -1),
         "logsumexp": logsumexp.view(batch, heads), "gate": draft.gates(states), "root": root,

@@ -8,6 +8,7 @@ import torch
 from .cache import KVCache
 from .ops import advance_step
 from .sampling import DrawTensors
+from .side import SideStream
 from .tree import DraftTree, chain
 
 CAPACITY_UNIT = 256  # tokens; a state serves all calls whose longest request rounds up to it
@@ -38,6 +39,7 @@ class State:
     stop: torch.Tensor  # int64 [K], tokens that end a request, and NO_TOKEN in free places
     limit: torch.Tensor  # int32 [B], length at which a request ends
     done: torch.Tensor  # bool [B]
+    side: SideStream
 
     @classmethod
     def empty(cls, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> "State":
@@ -61,6 +63,7 @@ class State:
             stop=zeros(stop_places(stops), dtype=torch.int64),
             limit=zeros(batch),
             done=zeros(batch, dtype=torch.bool),
+            side=SideStream(device),
         )
 
     @property

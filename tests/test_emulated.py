@@ -73,3 +73,22 @@ def test_outputs_are_overwritten_by_other_graphs(device):
     assert added.tolist() != [2, 2] and x.tolist() == [1, 1]
     one.replay()
     assert added.tolist() == [2, 2]
+
+
+def test_results_of_another_stream_read_too_early(device):
+    x, side = torch.ones(2, device=device), torch.cuda.Stream()
+
+    def beside(joined):
+        with torch.cuda.stream(side):
+            doubled = (x + x) * 1
+        if joined:
+            torch.cuda.current_stream().wait_stream(side)
+        return doubled + 1
+
+    assert beside(joined=True).tolist() == [3, 3] != beside(joined=False).tolist()
+    for joined in (True, False):
+        graph, result = captured(lambda joined=joined: beside(joined))
+        x.fill_(2)
+        for _ in range(2):
+            graph.replay()
+            assert (result.tolist() == [5, 5]) == joined

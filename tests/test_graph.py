@@ -234,6 +234,19 @@ def test_captured_generation_is_lossless_call_after_call(nodes, device):
 
 
 @pytest.mark.cuda
+@pytest.mark.emulated  # a GPU may round scores differently
+def test_captured_steps_draft_what_the_cpu_drafts(device):
+    """Wrong drafts, such as results of the side stream read too early, would change no token."""
+    model, accepted = tiny_model(), []
+    for place in ("cpu", device):
+        target = TransformersTarget(model.to(place))
+        options = {"max_new_tokens": 40, "num_nodes": 16}
+        out = generate(target, bound_draft(target), PROMPTS[1], **options)
+        accepted.append(out.statistics.accepted)
+    assert accepted[0] == accepted[1] and len(accepted[0]) > 5
+
+
+@pytest.mark.cuda
 def test_captured_steps_leave_out_what_the_caller_ended(device):
     target = TransformersTarget(tiny_model().to(device))
     draft, asked = bound_draft(target), [0, 0]

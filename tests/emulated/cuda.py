@@ -2,15 +2,16 @@
 
 Its tensors hold their data on the CPU, where the CPU kernels run. What would be wrong on a GPU is
 an error, or shows: tensors of two devices in one call; a capture that waits for the device; results
-read before an event said that they had arrived; memory that another graph has overwritten; and what
-Python computes during a capture, since a replay repeats nothing but the ops.
+read before an event said that they had arrived, or of another stream before it was waited for;
+memory that another graph has overwritten; and what Python computes during a capture, since a replay
+repeats nothing but the ops.
 """
 
 import ctypes
 import subprocess
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch._C import DispatchKey
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 DEVICE = torch.device("cuda:0")
-RUBBISH = 0x5B  # in every byte that has not arrived or is overwritten
+RUBBISH = 0x5B  # in every byte that is not there yet or is overwritten
 ACROSS = {  # ops where tensors of both devices may meet
     "aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_",
     "aten::_has_compatible_shallow_copy_type",
@@ -66,6 +67,39 @@ def _memory(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
+class Stream:
+    """For torch.cuda.Stream: what is made in `using` is not there until another waits for it."""
+
+    def __init__(self, device=None):
+        self.made, self.hidden = [], []
+
+    @contextmanager
+    def using(self):
+        """For torch.cuda.stream."""
+        before, device.stream, self.made = device.stream, self, []
+        try:
+            yield
+        finally:
+            device.stream = before
+        device.between(partial(self.hide, self.made))
+
+    def hide(self, made):
+        self.hidden += [(storage, storage.clone()) for storage in made]
+        for storage in made:
+            storage.fill_(RUBBISH)
+
+    def show(self):
+        while self.hidden:
+            storage, values = self.hidden.pop()
+            storage.copy_(values)
+
+    def wait_stream(self, other):
+        device.between(other.show)
+
+    def synchronize(self):
+        device.wait()
+
+
 class Device(TorchDispatchMode):
     """Runs every op, in every test."""
 
@@ -74,6 +108,7 @@ class Device(TorchDispatchMode):
         self.capture = None  # the calls of a graph to be: (function, args, kwargs, outputs)
         self.before = {}  # by address: memory which the capture changed, and what was there
         self.arriving, self.arrived = [], 0  # (tensor on the host, its values to be); how many were
+        self.stream = Stream()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return self.run(function, args, kwargs or {})
@@ -111,6 +146,10 @@ class Device(TorchDispatchMode):
             outputs = outputs.clone()
         if self.capture is not None and on_device:
             self.capture.append((function, args, kwargs, outputs))
+        if on_device:
+            given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
+            made = [tensor for tensor in _tensors(outputs) if _memory(tensor) not in given]
+            self.stream.made += [tensor.untyped_storage() for tensor in made]
         if later:
             self.arriving.append((outputs, outputs.clone()))
             outputs.untyped_storage().fill_(RUBBISH)
@@ -125,6 +164,12 @@ class Device(TorchDispatchMode):
                 return DeviceTensor(tensor)
 
         return tree_map_only(torch.Tensor, placed, outputs)
+
+    def between(self, function):
+        """Call a function between two ops, also whenever they are replayed."""
+        function()
+        if self.capture is not None:
+            self.capture.append((lambda: function() or (), (), {}, ()))
 
     def wait(self, what="synchronize"):
         """The host waits until all that was sent to it has arrived."""
@@ -210,13 +255,12 @@ def install(folder: Path) -> None:
     links = (f"-L{torch_folder / 'lib'}", "-lc10")
     subprocess.run([*compiler, str(source), *links, "-o", str(library)], check=True)
     ctypes.CDLL(str(library))
-    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=device.wait)
     torch.cuda._lazy_init = lambda: None
     torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
     torch.cuda.synchronize = device.wait
-    torch.cuda.Stream, torch.cuda.stream = lambda device=None: stream, nullcontext
+    torch.cuda.Stream, torch.cuda.stream = Stream, Stream.using
     torch.cuda.device = nullcontext
-    torch.cuda.current_stream, torch.cuda.set_stream = lambda: stream, lambda stream: None
+    torch.cuda.current_stream, torch.cuda.set_stream = lambda: device.stream, lambda stream: None
     torch._C._cuda_clearCublasWorkspaces = lambda: None
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     make = torch.tensor  # of data is beneath a mode's notice
