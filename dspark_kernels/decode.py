@@ -80,11 +80,10 @@ def candidates(draft, state: State) -> dict:
     batch, heads, _ = states.shape
     noise = {}
     if sampling.temperature is not None:
-        depth = torch.arange(1, heads + 1, device=root.device)
         noise = {
-            "temperature": sampling.temperature.repeat_interleave(heads),
-            "seed": sampling.seed.repeat_interleave(heads),
-            "position": (seqlens[:, None] + depth).reshape(-1),
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
+            "position": (seqlens[:, None] + draft.depths).flatten(),
         }
     keys, ids, logsumexp = linear_topk(
         states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map, **noise

@@ -220,7 +220,8 @@ class BoundDraft:
 
     Attributes: vocab_weight [V', D] and id_map [V'] (None: all tokens) for `linear_topk`; table_in,
     table_out [V, R], mix [2R, R], depth_scale [H, R] and calibration [H, 2] for `glm_tree`; lookup,
-    a `ContextLookup` or None; num_candidates, feature_layers, max_depth.
+    a `ContextLookup` or None; depths int64 [H], those of the heads; num_candidates, feature_layers,
+    max_depth.
     """
 
     @torch.no_grad()
@@ -230,6 +231,7 @@ class BoundDraft:
         self.num_candidates = config.num_candidates
         self.feature_layers = tuple(config.feature_layers)
         self.lookup = model.lookup
+        self.depths = torch.arange(1, config.num_heads + 1, device=lm_head.device)
         self.max_depth = max(config.num_heads, config.lookup_length if config.lookup_paths else 0)
         self.calibration = model.calibration
         self.table_in = model.glm.rows_in(embedding.float()).to(lm_head.dtype)

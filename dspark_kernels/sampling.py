@@ -106,9 +106,11 @@ def text_before(
 
 
 def _penalize(logits, tokens, penalty):
-    """Make tokens int64 [T, L] less likely, in place: logits [T, V] by penalty [T]."""
-    penalty, values = penalty[:, None], logits.gather(1, tokens)
-    logits.scatter_(1, tokens, torch.where(values > 0, values / penalty, values * penalty))
+    """Make tokens int64 [T, L] less likely, in place: logits [T, V] by penalty [B]."""
+    values = logits.gather(1, tokens).unflatten(0, (len(penalty), -1))  # [B, T / B, L]
+    penalty = penalty[:, None, None]
+    penalized = torch.where(values > 0, values / penalty, values * penalty)
+    logits.scatter_(1, tokens, penalized.flatten(0, 1))
 
 
 def draw(
@@ -121,23 +123,21 @@ def draw(
     rows are, None for all. A draw's noise is that of the position behind its node.
     """
 
-    def per_row(option):
-        return None if option is None else pack(option[:, None].expand(positions.shape), packing)
-
-    noise = {}
+    noise, truncation = {}, {}
+    optional = sampling.temperature is not None or sampling.repetition_penalty is not None
+    if optional and packing is not None:  # the requests' numbers of rows differ
+        requests = packing.slots // positions.shape[1]
+        sampling = DrawTensors(*(None if t is None else t[requests] for t in sampling))
     if sampling.temperature is not None:
         noise = {
-            "temperature": per_row(sampling.temperature),
-            "seed": per_row(sampling.seed),
+            "temperature": sampling.temperature,
+            "seed": sampling.seed,
             "position": pack(positions, packing) + 1,
         }
-    truncation = {}
     if noise and sampling.truncated:
-        names = "top_k", "top_p", "min_p"
-        truncation = {name: per_row(getattr(sampling, name)) for name in names}
-    penalty = per_row(sampling.repetition_penalty)
-    # a draw of the largest logit alone does not see a cap
-    capped = target.logit_cap is not None and bool(noise or penalty is not None)
+        truncation = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
+    penalty = sampling.repetition_penalty
+    capped = target.logit_cap is not None and optional  # the largest logit does not see a cap
     if not truncation and penalty is None and not capped:
         _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
         return ids[:, 0]

@@ -45,8 +45,9 @@ def inputs(request, device):
 
 def every_op(i):
     """The outputs of all ops as one flat list."""
-    noise = {name: i[name].repeat_interleave(H) for name in ("temperature", "seed", "position")}
-    node_noise = {name: i[name].repeat_interleave(N) for name in noise}
+    noise = {name: i[name] for name in ("temperature", "seed")}
+    node_noise = noise | {"position": i["position"].repeat_interleave(N)}
+    noise["position"] = i["position"].repeat_interleave(H)
     heads = dk.draft_blocks(i["hidden"], i["blocks"], i["block_bias"])
     keys, ids, lse = dk.linear_topk(heads.flatten(0, 1), i["lm_head"], C, **noise)
     shards = [tensor.unsqueeze(0) for tensor in (keys, ids, lse)]
@@ -80,8 +81,8 @@ def every_op(i):
         done=i["done"], kept=[i["hidden"]],
     )  # fmt: skip
     typical = dk.typical_accept(tree, targets, logits, caches, lengths)
-    top_k = torch.full((B * N,), 20, dtype=torch.int32, device=logits.device)
-    top_p = torch.full((B * N,), 0.9, device=logits.device)
+    top_k = torch.full((B,), 20, dtype=torch.int32, device=logits.device)
+    top_p = torch.full((B,), 0.9, device=logits.device)
     sampled = dk.sample_logits(logits.flatten(0, 1), top_k=top_k, top_p=top_p, **node_noise)
     chain = dk.chain_reject(
         targets[:, :K], logits[:, :K], logits[:, : K + 1], i["temperature"], i["seed"],

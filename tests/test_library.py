@@ -202,10 +202,20 @@ WORDS, NONE = torch.zeros(1, 2, 1).long(), (None,) * 9
         ("linear_topk", (X, W, 21, *NONE[:5], 0), "k must be from 1 to V, got 21"),
         ("linear_topk", (X, W, 1, X[0], *NONE[:4], 0), r"bias must have shape \[V\], got \[8\]"),
         ("linear_topk", (X, W, 1, None, X[:, 0], *NONE[:3], 0), "seed and position must come"),
+        (
+            "linear_topk",
+            (X, W, 1, None, X[0, :3], *NONE[:3], 0),
+            r"temperature must have shape \[B\] with B dividing M, got \[3\]",
+        ),
         ("draft_blocks", (X, W, X, None, None), r"weight must have shape \[H, D, F\]"),
         ("merge_topk", (KEYS, KEYS, KEYS[0], 1), "ids must have dtype Long, got Float"),
         ("merge_topk", (KEYS, KEYS.long(), KEYS[:, :, 0], 9), "k must be from 1 to S·K, got 9"),
         ("sample_logits", (X[:, :0], *NONE[:6]), "logits must have 1 to 2\\^31 columns, got 0"),
+        (
+            "sample_logits",
+            (X, *NONE[:4], X[0, :0], None),
+            r"top_p must have shape \[B\] with B dividing M, got \[0\]",
+        ),
         (
             "tree_attention",
             (Q, CACHE[..., :7], CACHE, LENGTHS, WORDS, 1.0, None, 0, 0.0, *NONE[:3]),

@@ -273,6 +273,20 @@ def test_no_rows(noise, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize(
+    ("M", "B"), [(0, 2), (1, 1), (5, 1), (15, 3), (15, 5), (7, 7), (40, 8), (70, 1), (70, 35)]
+)
+def test_rows_share_their_options(M, B, device):
+    arguments = inputs(M=M, noise=True, device=device)
+    options = inputs(M=B, noise=True, seed=1, device=device)
+    shared = {name: options[name] for name in ("temperature", "seed")}
+    spread = {name: option.repeat_interleave(M // B) for name, option in shared.items()}
+    expected = dspark_kernels.linear_topk(**arguments | spread)
+    found = dspark_kernels.linear_topk(**arguments | shared)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.backend
 def test_a_row_does_not_depend_on_the_others(device):
     arguments = inputs(M=40, V=200, D=96, k=8, noise=True, device=device)
     whole = dspark_kernels.linear_topk(**arguments)
@@ -329,12 +343,23 @@ def test_outputs_require_no_gradient(device):
         ({"bias": torch.zeros(49)}, ValueError, "bias must have shape"),
         ({"bias": torch.zeros(50).half()}, TypeError, "bias must have dtype float32 like x"),
         ({"temperature": torch.zeros(4).half()}, TypeError, "temperature must have dtype float32"),
-        ({"temperature": torch.zeros(3)}, ValueError, "temperature must have shape"),
+        (
+            {"temperature": torch.zeros(3)},
+            ValueError,
+            r"temperature must have shape \[B\] with B dividing M=4, got \[3\]",
+        ),
+        ({"temperature": torch.zeros(0)}, ValueError, r"with B dividing M=4, got \[0\]"),
+        ({"temperature": torch.zeros(4, 1)}, ValueError, r"temperature must have shape \[B\], got"),
+        ({"temperature": torch.zeros(2)}, ValueError, r"seed must .* \[B\] with B=2, got \[4\]"),
         ({"temperature": -torch.ones(4)}, ValueError, "temperature must hold values >= 0, got -1"),
         ({"seed": None}, ValueError, "seed must be given together with temperature"),
         ({"position": None}, ValueError, "position must be given together with temperature"),
         ({"seed": torch.zeros(4)}, TypeError, "seed must have dtype int64"),
-        ({"position": torch.zeros(5).long()}, ValueError, "position must have shape"),
+        (
+            {"position": torch.zeros(2).long()},
+            ValueError,
+            r"position must have shape \[M\] with M=4",
+        ),
         ({"id_map": torch.zeros(49).long()}, ValueError, "id_map must have shape"),
         ({"id_map": torch.arange(50).int()}, TypeError, "id_map must have dtype int64"),
         ({"vocab_offset": -1}, ValueError, "vocab_offset must be >= 0, got -1"),

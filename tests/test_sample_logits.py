@@ -232,6 +232,18 @@ def test_views_and_unused_memory(dtype, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize(("M", "B"), [(0, 2), (5, 1), (15, 3), (15, 5), (7, 7), (70, 14)])
+def test_rows_share_their_options(M, B, cuts, device):
+    arguments = inputs(M, 70, device=device)
+    shared = inputs(B, 70, cuts, seed=1, device=device)
+    del shared["logits"], shared["position"]
+    spread = {name: option.repeat_interleave(M // B) for name, option in shared.items()}
+    expected = dspark_kernels.sample_logits(**arguments | spread)
+    assert torch.equal(dspark_kernels.sample_logits(**arguments | shared), expected)
+
+
+@pytest.mark.backend
 def test_no_rows(device):
     assert dspark_kernels.sample_logits(**inputs(M=0, device=device)).shape == (0,)
 
@@ -242,7 +254,16 @@ def test_no_rows(device):
         ({"logits": torch.zeros(40)}, ValueError, r"logits must have shape \[M, V\]"),
         ({"logits": torch.zeros(5, 0)}, ValueError, "logits must have at least one column"),
         ({"logits": torch.zeros(5, 40).long()}, TypeError, "logits must have dtype float32"),
-        ({"temperature": torch.zeros(4)}, ValueError, "temperature must have shape"),
+        (
+            {"temperature": torch.zeros(4)},
+            ValueError,
+            r"temperature must have shape \[B\] with B dividing M=5, got \[4\]",
+        ),
+        (
+            {"position": torch.zeros(1).long()},
+            ValueError,
+            r"position must have shape \[M\] with M=5",
+        ),
         ({"temperature": -torch.ones(5)}, ValueError, "temperature must hold values >= 0"),
         ({"seed": None}, ValueError, "seed must be given together with temperature"),
         ({"position": None}, ValueError, "position must be given together with temperature"),
@@ -250,7 +271,7 @@ def test_no_rows(device):
         ({"top_k": torch.full((5,), -1).int()}, ValueError, "top_k must hold values >= 0, got -1"),
         ({"top_p": torch.ones(5).half()}, TypeError, "top_p must have dtype float32"),
         ({"top_p": torch.full((5,), 1.5)}, ValueError, "top_p must hold values from 0 to 1"),
-        ({"min_p": torch.ones(4)}, ValueError, "min_p must have shape"),
+        ({"min_p": torch.ones(1)}, ValueError, r"min_p must have shape \[B\] with B=5, got \[1\]"),
         ({"min_p": -torch.ones(5)}, ValueError, "min_p must hold values from 0 to 1, got -1"),
     ],
 )

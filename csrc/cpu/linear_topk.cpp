@@ -12,6 +12,7 @@
 #include "common/check.h"
 #include "common/launch.h"
 #include "cpu/parallel.h"
+#include "cpu/per_row.h"
 
 namespace dspark {
 namespace {
@@ -77,15 +78,14 @@ std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t 
   p.x = x_rows.const_data_ptr(), p.x_stride = x_rows.stride(0);
   p.weight = weight_rows.const_data_ptr(), p.weight_stride = weight_rows.stride(0);
   const Optional bias_(bias, x.scalar_type(), {p.vocab}, kOp, "bias", "have shape [V]");
-  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature",
-                              "have shape [M]");
-  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed", "have shape [M]");
+  const PerRow<float> temperature_(temperature, ScalarType::Float, p.rows, kOp, "temperature");
+  const PerRow<int64_t> seed_(seed, ScalarType::Long, p.rows, kOp, "seed");
   const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
   const Optional id_map_(id_map, ScalarType::Long, {p.vocab}, kOp, "id_map", "have shape [V]");
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
-  p.bias = bias_.data<void>(), p.temperature = temperature_.data<float>();
-  p.seed = seed_.data<int64_t>(), p.position = position_.data<int64_t>();
+  p.bias = bias_.data<void>(), p.temperature = temperature_.data();
+  p.seed = seed_.data(), p.position = position_.data<int64_t>();
   p.id_map = id_map_.data<int64_t>(), p.vocab_offset = vocab_offset;
 
   Tensor keys = empty({p.rows, k}, ScalarType::Float), ids = empty({p.rows, k}, ScalarType::Long);

@@ -8,6 +8,7 @@
 
 #include "common/launch.h"
 #include "cpu/parallel.h"
+#include "cpu/per_row.h"
 
 namespace dspark {
 namespace {
@@ -26,17 +27,16 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::opti
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
   const Tensor rows = with_contiguous_rows(logits);
-  const Optional temperature_(temperature, ScalarType::Float, {p.rows}, kOp, "temperature",
-                              "have shape [M]");
-  const Optional seed_(seed, ScalarType::Long, {p.rows}, kOp, "seed", "have shape [M]");
+  const PerRow<float> temperature_(temperature, ScalarType::Float, p.rows, kOp, "temperature");
+  const PerRow<int64_t> seed_(seed, ScalarType::Long, p.rows, kOp, "seed");
   const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
-  const Optional top_k_(top_k, ScalarType::Int, {p.rows}, kOp, "top_k", "have shape [M]");
-  const Optional top_p_(top_p, ScalarType::Float, {p.rows}, kOp, "top_p", "have shape [M]");
-  const Optional min_p_(min_p, ScalarType::Float, {p.rows}, kOp, "min_p", "have shape [M]");
+  const PerRow<int32_t> top_k_(top_k, ScalarType::Int, p.rows, kOp, "top_k");
+  const PerRow<float> top_p_(top_p, ScalarType::Float, p.rows, kOp, "top_p");
+  const PerRow<float> min_p_(min_p, ScalarType::Float, p.rows, kOp, "min_p");
   p.logits = rows.const_data_ptr(), p.stride = rows.stride(0);
-  p.temperature = temperature_.data<float>(), p.seed = seed_.data<int64_t>();
-  p.position = position_.data<int64_t>(), p.top_k = top_k_.data<int32_t>();
-  p.top_p = top_p_.data<float>(), p.min_p = min_p_.data<float>();
+  p.temperature = temperature_.data(), p.seed = seed_.data();
+  p.position = position_.data<int64_t>(), p.top_k = top_k_.data();
+  p.top_p = top_p_.data(), p.min_p = min_p_.data();
 
   Tensor ids = empty({p.rows}, ScalarType::Long);
   int64_t* out = ids.mutable_data_ptr<int64_t>();

@@ -167,11 +167,20 @@ class Check:
         self.values("cache_seqlens", cache_seqlens, 0)
         self.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
 
-    def noise(self, temperature, seed, position, rows: str) -> None:
+    def option(self, name: str, value, dtypes) -> None:
+        """Check an option of the draw, [B]: an entry for M / B rows, B the same in all options."""
+        self.tensor(name, value, "B", dtypes, optional=True)
+        if value is not None:
+            rows, entries = self.sizes["M"], self.sizes["B"]
+            divides = rows == 0 or (entries > 0 and rows % entries == 0)
+            expected = f"have shape [B] with B dividing M={rows}"
+            self.require(divides, name, expected, list(value.shape))
+
+    def noise(self, temperature, seed, position) -> None:
         """Check the three tensors of the noise: temperature float32, seed and position int64."""
-        self.tensor("temperature", temperature, rows, FLOAT32, optional=True)
-        self.tensor("seed", seed, rows, INT64, optional=True)
-        self.tensor("position", position, rows, INT64, optional=True)
+        self.option("temperature", temperature, FLOAT32)
+        self.option("seed", seed, INT64)
+        self.tensor("position", position, "M", INT64, optional=True)
         if temperature is not None and (seed is None or position is None):
             missing = "seed" if seed is None else "position"
             self.fail(missing, "be given together with temperature", None)

@@ -34,8 +34,10 @@ def linear_topk(
         weight: [V, D], same dtype: the LM head, or a shard or a selection of its rows.
         k: 1 to 64, at most V.
         bias: [V], same dtype, or None.
-        temperature: float32 [M], 0 for no noise; None means 0 in every row.
-        seed, position: int64 [M], of the noise (see `reference.noise`); needed with `temperature`.
+        temperature: float32 [B], 0 for no noise; None means 0 in every row. B divides M: an
+            entry serves M / B rows in succession, say those of a request.
+        seed, position: int64 [B] and [M], of the noise (see `reference.noise`); needed with
+            `temperature`.
         id_map: int64 [V], strictly increasing: the token each row of `weight` stands for. Noise and
             results use these ids. None: row number + vocab_offset.
         vocab_offset: the id of the first row when `weight` is a shard; 0 together with `id_map`.
@@ -57,7 +59,7 @@ def linear_topk(
     check.require(k <= weight.shape[0], "k", f"be at most V={weight.shape[0]}", k)
     check.tensor("bias", bias, "V", optional=True)
     check.same_dtype("x", x.dtype, weight=weight, bias=bias)
-    check.noise(temperature, seed, position, "M")
+    check.noise(temperature, seed, position)
     check.tensor("id_map", id_map, "V", INT64, optional=True)
     check.integer("vocab_offset", vocab_offset, 0)
     check.require(

@@ -26,11 +26,12 @@ def sample_logits(
 
     Args:
         logits: [M, V] float32, bfloat16 or float16.
-        temperature: float32 [M], 0 for argmax; None means 0 in every row.
-        seed, position: int64 [M], of the noise; needed with `temperature`.
-        top_k: int32 [M], 0 for off.
-        top_p: float32 [M] in (0, 1], 1 for off.
-        min_p: float32 [M] in [0, 1], 0 for off.
+        temperature: float32 [B], 0 for argmax; None means 0 in every row. B, the same in all
+            options, divides M: an entry serves M / B rows in succession, say those of a request.
+        seed, position: int64 [B] and [M], of the noise; needed with `temperature`.
+        top_k: int32 [B], 0 for off.
+        top_p: float32 [B] in (0, 1], 1 for off.
+        min_p: float32 [B] in [0, 1], 0 for off.
 
     Returns:
         ids int64 [M]; ties go to the lowest id, NaN logits count as -inf.
@@ -41,11 +42,11 @@ def sample_logits(
     check = Check("sample_logits")
     check.tensor("logits", logits, "M V")
     check.columns("logits", logits)
-    check.noise(temperature, seed, position, "M")
-    check.tensor("top_k", top_k, "M", INT32, optional=True)
+    check.noise(temperature, seed, position)
+    check.option("top_k", top_k, INT32)
     check.values("top_k", top_k, 0)
-    check.tensor("top_p", top_p, "M", FLOAT32, optional=True)
+    check.option("top_p", top_p, FLOAT32)
     check.values("top_p", top_p, 0, 1)
-    check.tensor("min_p", min_p, "M", FLOAT32, optional=True)
+    check.option("min_p", min_p, FLOAT32)
     check.values("min_p", min_p, 0, 1)
     return ops.sample_logits.default(logits, temperature, seed, position, top_k, top_p, min_p)

@@ -2,7 +2,7 @@
 
 import torch
 
-from .noise import gumbel
+from .noise import gumbel, per_row
 
 
 def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
@@ -12,6 +12,7 @@ def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_o
         logits = logits + bias.float()
     rows = torch.arange(weight.shape[0], device=x.device)
     ids = rows + vocab_offset if id_map is None else id_map
+    temperature, seed = per_row(len(x), temperature, seed)
     return select_topk(perturb(logits, ids, temperature, seed, position), ids, k)
 
 

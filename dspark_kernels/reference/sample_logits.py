@@ -3,10 +3,13 @@
 import torch
 
 from .linear_topk import perturb
+from .noise import per_row
 
 
 def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
     """One Gumbel-max draw per row from optionally truncated logits, see `ops.sample_logits`."""
+    options = per_row(len(logits), temperature, seed, top_k, top_p, min_p)
+    temperature, seed, top_k, top_p, min_p = options
     logits = torch.where(logits.isnan(), float("-inf"), logits.float())
     kept = logits
     if temperature is not None:

@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .._library import INTERPRETER
 from .config import ceil_div, crossover, device_of, next_power_of_2, tile
-from .logits_topk import LogitsRanking
+from .logits_topk import LogitsRanking, rows_per_entry
 from .matmul import balanced_tiles, plain_product, weight_columns, x_columns
 from .merge_topk import merge_partials
 from .topk import add_tile, empty_results, ordered_bits, store_part
@@ -39,11 +39,11 @@ def _barrier():
         )
 
 
-@triton.jit(do_not_specialize=["M", "tile_rows"])
+@triton.jit(do_not_specialize=["M", "rows_per_entry", "tile_rows"])
 def _linear_topk_kernel(
     x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
     scratch_ptr, best_ptr, bar_ptr, packed_ptr, lse_ptr,
-    M, V, tile_rows, x_stride, weight_stride, vocab_offset,
+    M, rows_per_entry, V, tile_rows, x_stride, weight_stride, vocab_offset,
     D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
     IN_REGISTERS: tl.constexpr,
@@ -52,7 +52,8 @@ def _linear_topk_kernel(
     program, programs = tl.program_id(1), tl.num_programs(1)
     column = tl.arange(0, BLOCK_M)
     rows = tl.program_id(0) * BLOCK_M + column
-    known = tl.minimum(rows, M - 1).to(tl.int64)
+    known = tl.minimum(rows, M - 1)
+    entries, known = known // rows_per_entry, known.to(tl.int64)
     block = (tl.program_id(0) * programs + program).to(tl.int64)
     scratch_ptr += block * BLOCK_M * BLOCK_V + column[None, :] * BLOCK_V  # V contiguous
     offset, slice_offset, depth = tl.arange(0, BLOCK_V), tl.arange(0, SLICE), tl.arange(0, BLOCK_D)
@@ -100,8 +101,8 @@ def _linear_topk_kernel(
                     logits += bias.to(tl.float32)[:, None]
                 top, bar, maximum, total = add_tile(
                     top, bar, maximum, total, logits, first + start, valid, known,
-                    temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset, None, K,
-                    CONSECUTIVE,
+                    entries, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset,
+                    None, K, CONSECUTIVE,
                 )  # fmt: skip
             if best_ptr is not None:
                 found = ordered_bits(maximum)
@@ -129,7 +130,8 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
         bar = x.new_empty(grid_rows, programs, block_m, dtype=torch.int32)
     _linear_topk_kernel[grid_rows, programs](
         x, weight, bias, *noise, id_map, scratch, best, bar, packed, logsumexp,
-        rows, vocabulary, tile_rows, x.stride(0), weight.stride(0), vocab_offset,
+        rows, rows_per_entry(rows, noise[0]), vocabulary, tile_rows, x.stride(0),
+        weight.stride(0), vocab_offset,
         D=width, K=k, BLOCK_K=next_power_of_2(k),
         CONSECUTIVE=id_map is None and vocab_offset % 4 == 0,
         IN_REGISTERS=device.capability < 100, **chosen.options(),

@@ -8,15 +8,16 @@ from .config import ceil_div, device_of, next_power_of_2, tile
 from .topk import add_tile, empty_results, store_part
 
 
-@triton.jit(do_not_specialize=["M", "first", "part"])
+@triton.jit(do_not_specialize=["M", "rows_per_entry", "first", "part"])
 def _logits_topk_kernel(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, floor_ptr,
-    packed_ptr, lse_ptr, M, V, logits_stride, first, part, vocab_offset,
+    packed_ptr, lse_ptr, M, rows_per_entry, V, logits_stride, first, part, vocab_offset,
     K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    known = tl.minimum(rows, M - 1).to(tl.int64)
+    known = tl.minimum(rows, M - 1)
+    entries, known = known // rows_per_entry, known.to(tl.int64)
     program, programs = tl.program_id(1), tl.num_programs(1)
     top, bar, maximum, total = empty_results(K, BLOCK_K, BLOCK_M)
     for start in range(program * BLOCK_V, V, programs * BLOCK_V):
@@ -27,10 +28,15 @@ def _logits_topk_kernel(
         )
         top, bar, maximum, total = add_tile(
             top, bar, maximum, total, logits.to(tl.float32), tl.cast(first + start, tl.int64),
-            valid, known, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset,
-            floor_ptr, K, CONSECUTIVE,
+            valid, known, entries, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
+            vocab_offset, floor_ptr, K, CONSECUTIVE,
         )  # fmt: skip
     store_part(packed_ptr, lse_ptr, part + program, rows, M, top, maximum, total, K, BLOCK_K)
+
+
+def rows_per_entry(rows, temperature):
+    """How many rows each entry of the temperature, and of the other options [B], serves."""
+    return 1 if temperature is None else rows // max(1, len(temperature))
 
 
 class LogitsRanking:
@@ -50,8 +56,9 @@ class LogitsRanking:
         rows, columns = logits.shape
         k = self.packed.shape[2]
         _logits_topk_kernel[self.grid_rows, self.parts](
-            logits, *noise, id_map, floor, self.packed, self.logsumexp, rows, columns,
-            logits.stride(0), first, chunk * self.parts, vocab_offset,
+            logits, *noise, id_map, floor, self.packed, self.logsumexp, rows,
+            rows_per_entry(rows, noise[0]), columns, logits.stride(0), first, chunk * self.parts,
+            vocab_offset,
             K=k, BLOCK_K=next_power_of_2(k),
             CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **self.tile.options(),
         )  # fmt: skip

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .config import EXACT, ceil_div, device_of, next_power_of_2, tile
-from .logits_topk import LogitsRanking
+from .logits_topk import LogitsRanking, rows_per_entry
 from .merge_topk import merge_partials
 from .topk import finite_or_zero, ordered_bits, value_of
 
@@ -39,13 +39,15 @@ def _weigh(x, shift, floor, MASS: tl.constexpr):
     return tl.where(x >= floor, weight, 0.0)
 
 
-@triton.jit(do_not_specialize=["V"])
+@triton.jit(do_not_specialize=["rows_per_entry", "V"])
 def _highest_kernel(
-    logits_ptr, temperature_ptr, highest_ptr, V, logits_stride, BLOCK_V: tl.constexpr
+    logits_ptr, temperature_ptr, highest_ptr, rows_per_entry, V, logits_stride,
+    BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """The highest logits / τ of a row in part program_id(1): highest [rows, parts]."""
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    temperature = tl.load(temperature_ptr + row)
+    entry = tl.program_id(0) // rows_per_entry
+    temperature = tl.load(temperature_ptr + entry)
     highest = tl.full((BLOCK_V,), float("-inf"), tl.float32)
     if temperature > 0.0:
         for start in range(part * BLOCK_V, V, parts * BLOCK_V):
@@ -64,9 +66,9 @@ def _highest(highest_ptr, row, parts, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def _cuts(cut_ptr, row, temperature, V, MASS: tl.constexpr):
+def _cuts(cut_ptr, temperature, V, MASS: tl.constexpr):
     """Whether top-k (or with MASS top-p) leaves out anything of a row."""
-    cut = tl.load(cut_ptr + row)
+    cut = tl.load(cut_ptr)
     if MASS:
         return (temperature > 0.0) & (cut < 1.0)
     else:
@@ -76,7 +78,7 @@ def _cuts(cut_ptr, row, temperature, V, MASS: tl.constexpr):
 @triton.jit
 def _limit(cut_ptr, total_ptr, row, parts, MASS: tl.constexpr, BLOCK_P: tl.constexpr):
     """The weight that all above the value looked for stays below."""
-    limit = tl.load(cut_ptr + row).to(tl.float32)
+    limit = tl.load(cut_ptr).to(tl.float32)
     if MASS:
         part = tl.arange(0, BLOCK_P)
         total = tl.sum(tl.load(total_ptr + row * parts + part, part < parts, other=0.0), axis=0)
@@ -124,10 +126,10 @@ def _after_pass(low_ptr, above_ptr, number, limit, row, rows, parts, BLOCK_P: tl
     return _narrow(tl.load(low_ptr + place), number, above, limit), tl.min(above, axis=0)
 
 
-@triton.jit(do_not_specialize=["V", "number"])
+@triton.jit(do_not_specialize=["rows_per_entry", "V", "number"])
 def _pass_kernel(
     logits_ptr, temperature_ptr, cut_ptr, highest_ptr, floor_ptr, low_ptr, above_ptr, total_ptr,
-    list_ptr, length_ptr, V, logits_stride, number,
+    list_ptr, length_ptr, rows_per_entry, V, logits_stride, number,
     MASS: tl.constexpr, NOTE: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Pass `number` over a row's part program_id(1).
@@ -139,8 +141,10 @@ def _pass_kernel(
     """
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     rows = tl.num_programs(0)
-    temperature = tl.load(temperature_ptr + row)
-    if _cuts(cut_ptr, row, temperature, V, MASS):
+    entry = tl.program_id(0) // rows_per_entry
+    temperature = tl.load(temperature_ptr + entry)
+    cut_ptr += entry
+    if _cuts(cut_ptr, temperature, V, MASS):
         low = tl.cast(-(2**31), tl.int64)
         if number > 0:
             limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
@@ -209,21 +213,23 @@ def _last_passes(
     return low
 
 
-@triton.jit(do_not_specialize=["V", "parts"])
+@triton.jit(do_not_specialize=["rows_per_entry", "V", "parts"])
 def _floor_kernel(
     logits_ptr, temperature_ptr, cut_ptr, highest_ptr, before_ptr, low_ptr, above_ptr, total_ptr,
-    list_ptr, length_ptr, min_p_ptr, floor_ptr, V, logits_stride, parts,
+    list_ptr, length_ptr, min_p_ptr, floor_ptr, rows_per_entry, V, logits_stride, parts,
     MASS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The lowest logits / τ that a row keeps: after a search, after `before`, and with min-p."""
     row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    temperature = tl.load(temperature_ptr + row)
+    entry = tl.program_id(0) // rows_per_entry
+    temperature = tl.load(temperature_ptr + entry)
     highest = _highest(highest_ptr, row, parts, BLOCK_P)
     floor = tl.cast(float("-inf"), tl.float32)
     if before_ptr is not None:
         floor = tl.load(before_ptr + row)
     if cut_ptr is not None:
-        if _cuts(cut_ptr, row, temperature, V, MASS):
+        cut_ptr += entry
+        if _cuts(cut_ptr, temperature, V, MASS):
             limit = _limit(cut_ptr, total_ptr, row, parts, MASS, BLOCK_P)
             low, beyond = _after_pass(
                 low_ptr, above_ptr, LAUNCHED - 1, limit, row, rows, parts, BLOCK_P
@@ -235,7 +241,7 @@ def _floor_kernel(
             lowest = value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
             floor = tl.maximum(floor, lowest)
     if min_p_ptr is not None:
-        p = tl.load(min_p_ptr + row)
+        p = tl.load(min_p_ptr + entry)
         floor = tl.maximum(floor, highest + tl.log(tl.maximum(p, 0.0)))
     tl.store(floor_ptr + row, tl.minimum(floor, highest))
 
@@ -243,6 +249,7 @@ def _floor_kernel(
 def _floor(logits, temperature, top_k, top_p, min_p):
     """The lowest logits / τ that top-k, top-p and min-p keep, float32 [rows]."""
     rows, vocabulary = logits.shape
+    per_entry = rows_per_entry(rows, temperature)
     chosen = tile("sample_logits", device_of(logits), torch.float32, vocabulary)
     parts = min(ceil_div(vocabulary, chosen.blocks["BLOCK_V"]), MAX_PARTS)
     grid, block_p = (rows, parts), next_power_of_2(parts)
@@ -253,22 +260,22 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     length = logits.new_empty(rows, parts, dtype=torch.int32)
     found = low, above, total, columns, length
     _highest_kernel[grid](
-        logits, temperature, highest, vocabulary, logits.stride(0), **chosen.options()
+        logits, temperature, highest, per_entry, vocabulary, logits.stride(0), **chosen.options()
     )
     floor = None
     searches = [(cut, cut is top_p) for cut in (top_k, top_p) if cut is not None]
     for index, (cut, mass) in enumerate(searches or [(None, False)]):
         for number in range(LAUNCHED.value if searches else 0):
             _pass_kernel[grid](
-                logits, temperature, cut, highest, floor, *found, vocabulary, logits.stride(0),
-                number, MASS=mass, NOTE=number + 1 == LAUNCHED.value, BLOCK_P=block_p,
-                **chosen.options(),
+                logits, temperature, cut, highest, floor, *found, per_entry, vocabulary,
+                logits.stride(0), number, MASS=mass, NOTE=number + 1 == LAUNCHED.value,
+                BLOCK_P=block_p, **chosen.options(),
             )  # fmt: skip
         before, floor = floor, logits.new_empty(rows, dtype=torch.float32)
         _floor_kernel[(rows,)](
             logits, temperature, cut, highest, before, *found,
-            min_p if index + 1 >= len(searches) else None, floor, vocabulary, logits.stride(0),
-            parts, MASS=mass, BLOCK_P=block_p, num_warps=FINISH_WARPS, **EXACT,
+            min_p if index + 1 >= len(searches) else None, floor, per_entry, vocabulary,
+            logits.stride(0), parts, MASS=mass, BLOCK_P=block_p, num_warps=FINISH_WARPS, **EXACT,
         )  # fmt: skip
     return floor
 

@@ -88,14 +88,14 @@ def _keep_best(top, bar, packed, K: tl.constexpr):
 
 @triton.jit
 def add_tile(
-    top, bar, maximum, total, logits, first, valid, rows, temperature_ptr, seed_ptr, position_ptr,
-    id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr, CONSECUTIVE: tl.constexpr,
+    top, bar, maximum, total, logits, first, valid, rows, entries, temperature_ptr, seed_ptr,
+    position_ptr, id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr, CONSECUTIVE: tl.constexpr,
 ):  # fmt: skip
     """Perturb a tile of logits and add it to the running results.
 
-    Its columns count up from the int64 `first`, its rows are numbers int64 [BLOCK_M]. Rows with a
-    temperature above 0 drop what is below their floor after the division by it. CONSECUTIVE: the
-    tokens count up from a multiple of 4.
+    Its columns count up from the int64 `first`, its rows are numbers int64 [BLOCK_M], and entries
+    the places of their temperature and seed. Rows with a temperature above 0 drop what is below
+    their floor after the division by it. CONSECUTIVE: the tokens count up from a multiple of 4.
     """
     columns = first + tl.arange(0, logits.shape[0])
     tokens = columns + vocab_offset
@@ -103,12 +103,12 @@ def add_tile(
         tokens = tl.load(id_map_ptr + columns, valid, other=0)
     kept = valid[:, None] & (logits == logits)  # NaN counts as -inf
     if temperature_ptr is not None:
-        temperature = tl.load(temperature_ptr + rows)[None, :]
+        temperature = tl.load(temperature_ptr + entries)[None, :]
         scale = tl.where(temperature > 0.0, temperature, 1.0)
         logits = tl.div_rn(logits, tl.broadcast_to(scale, logits.shape))
         if floor_ptr is not None:
             kept &= (logits >= tl.load(floor_ptr + rows)[None, :]) | (temperature <= 0.0)
-        seed, position = tl.load(seed_ptr + rows), tl.load(position_ptr + rows)
+        seed, position = tl.load(seed_ptr + entries), tl.load(position_ptr + rows)
         noise = gumbel(seed, position, tokens, first + vocab_offset, CONSECUTIVE)
         logits = tl.where(temperature > 0.0, logits + noise, logits)
     scores = tl.where(kept, logits, float("-inf"))
