@@ -73,7 +73,7 @@ def case(op, kind, sizes, device):
         return lambda: linear_topk(x, weight, 8, None, *noise(256), None, 0)
     if op == "sample_logits":
         logits, top_p = normal(64, V), torch.full((64,), 0.9, device=device)
-        return lambda: sample_logits(logits, *noise(64), None, top_p, None)
+        return lambda: sample_logits(logits, None, *noise(64), None, top_p, None)
     if op == "draft_blocks":
         hidden, bias = normal(rows, D, dtype=dtype), normal(5, D, dtype=dtype)
         weight = normal(5, D, D, dtype=dtype)

@@ -52,8 +52,8 @@ SCHEMAS = {
     "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> (Tensor, Tensor, Tensor, Tensor)",
     "chain_reject": "(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, "
     "Tensor temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)",
-    "sample_logits": "(Tensor logits, Tensor? temperature, Tensor? seed, Tensor? position, "
-    "Tensor? top_k, Tensor? top_p, Tensor? min_p) -> Tensor",
+    "sample_logits": "(Tensor logits, Tensor? ids, Tensor? temperature, Tensor? seed, "
+    "Tensor? position, Tensor? top_k, Tensor? top_p, Tensor? min_p) -> Tensor",
 }
 
 TRITON_OPS = (
@@ -180,7 +180,7 @@ def _fake_chain_reject(draft_tokens, draft_logits, target_logits, temperature, s
     )
 
 
-def _fake_sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
+def _fake_sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p):
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from .checks import integer, number, plain
 from .ops import fused_linear, linear_topk, sample_logits
+from .ops.linear_topk import MAX_K
 from .packing import Packing, pack
 from .tree import DraftTree
 
@@ -19,15 +20,18 @@ class DrawTensors(NamedTuple):
 
     temperature: torch.Tensor | None  # float32 [B]
     seed: torch.Tensor  # int64 [B]
-    top_k: torch.Tensor | None  # int32 [B]
+    top_k: torch.Tensor | None  # int32 [B]; None if this is:
+    top_few: torch.Tensor | None  # int32 [B], where every request keeps 1 to MAX_K tokens
     top_p: torch.Tensor | None  # float32 [B]
     min_p: torch.Tensor | None  # float32 [B]
     repetition_penalty: torch.Tensor | None  # float32 [B]
 
     @property
-    def truncated(self) -> bool:
-        """Whether some tokens are never drawn."""
-        return self.top_k is not None or self.top_p is not None or self.min_p is not None
+    def truncation(self) -> dict[str, torch.Tensor | None]:
+        """What keeps some tokens from being drawn, as `sample_logits` takes it; {} if nothing."""
+        top_k = self.top_k if self.top_few is None else self.top_few
+        options = {"top_k": top_k, "top_p": self.top_p, "min_p": self.min_p}
+        return {} if all(option is None for option in options.values()) else options
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,8 @@ class Sampling:
     def tensors(self, batch: int, device: torch.device, logit_scale: float = 1.0) -> DrawTensors:
         """Checked tensors for `batch` requests; the temperature is that of logits / logit_scale."""
 
-        def column(name, low, high, dtype, off, least=0.0):
+        def checked(name, check, low, high, off, least=0.0):
             value = plain(getattr(self, name))
-            check = number if dtype.is_floating_point else integer
             several = isinstance(value, Sequence) and not isinstance(value, str)
             values = list(value) if several else [value] * batch
             if len(values) != batch:
@@ -67,20 +70,25 @@ class Sampling:
                     raise ValueError(
                         f"generate: {name} must be {off} or at least {least}, got {value}"
                     )
-            if all(value == off for value in values):
-                return None
-            return torch.tensor(values, dtype=dtype, device=device)
+            return None if all(value == off for value in values) else values
 
-        seed = column("seed", -(2**63), 2**63 - 1, torch.int64, None)
-        temperature = column("temperature", 0, None, torch.float32, 0, LEAST_TEMPERATURE)
+        def tensor(values, dtype=torch.float32):
+            return None if values is None else torch.tensor(values, dtype=dtype, device=device)
+
+        seed = checked("seed", integer, -(2**63), 2**63 - 1, None)
+        temperature = tensor(checked("temperature", number, 0, None, 0, LEAST_TEMPERATURE))
+        top_k, few = checked("top_k", integer, 0, 2**31 - 1, 0), None
+        if top_k is not None and all(0 < k <= MAX_K for k in top_k):
+            top_k, few = None, top_k
         smallest = torch.finfo(torch.float32).tiny
         return DrawTensors(
             temperature=None if temperature is None else temperature / logit_scale,
-            seed=seed,
-            top_k=column("top_k", 0, 2**31 - 1, torch.int32, 0),
-            top_p=column("top_p", smallest, 1, torch.float32, 1),
-            min_p=column("min_p", 0, 1, torch.float32, 0),
-            repetition_penalty=column("repetition_penalty", smallest, None, torch.float32, 1),
+            seed=tensor(seed, torch.int64),
+            top_k=tensor(top_k, torch.int32),
+            top_few=tensor(few, torch.int32),
+            top_p=tensor(checked("top_p", number, smallest, 1, 1)),
+            min_p=tensor(checked("min_p", number, 0, 1, 0)),
+            repetition_penalty=tensor(checked("repetition_penalty", number, smallest, None, 1)),
         )
 
 
@@ -120,9 +128,9 @@ def draw(
     """The target's own draws: hidden [T, D], positions int64 [B, N] of the nodes -> ids int64 [T].
 
     before: gives the tokens before each draw, see `text_before`. packing: the slots which the T
-    rows are, None for all. A draw's noise is that of the position behind its node.
+    rows are, None for all. A draw's noise is that of the position behind its node. Logits of the
+    whole vocabulary exist only where more than MAX_K of them may matter.
     """
-
     noise, truncation = {}, {}
     optional = sampling.temperature is not None or sampling.repetition_penalty is not None
     if optional and packing is not None:  # the requests' numbers of rows differ
@@ -134,15 +142,16 @@ def draw(
             "seed": sampling.seed,
             "position": pack(positions, packing) + 1,
         }
-    if noise and sampling.truncated:
-        truncation = {name: getattr(sampling, name) for name in ("top_k", "top_p", "min_p")}
-    penalty = sampling.repetition_penalty
+        truncation = sampling.truncation
+    penalty, weight, bias = sampling.repetition_penalty, target.lm_head, target.lm_head_bias
     capped = target.logit_cap is not None and optional  # the largest logit does not see a cap
     if not truncation and penalty is None and not capped:
-        _, ids, _ = linear_topk(hidden, target.lm_head, 1, bias=target.lm_head_bias, **noise)
+        _, ids, _ = linear_topk(hidden, weight, 1, bias=bias, **noise)
         return ids[:, 0]
-    weight, bias = target.lm_head, target.lm_head_bias
-    if hidden.is_cuda:
+    ids = None
+    if truncation and sampling.top_few is not None and penalty is None:
+        logits, ids, _ = linear_topk(hidden, weight, min(MAX_K, len(weight)), bias=bias)
+    elif hidden.is_cuda:
         logits = torch.nn.functional.linear(hidden, weight, bias)
     else:  # of which the logits of a row do not depend on the number of rows
         logits = fused_linear(hidden, [weight], biases=[] if bias is None else [bias])
@@ -151,4 +160,4 @@ def draw(
     if penalty is not None:
         logits = logits.float()
         _penalize(logits, before(), penalty)
-    return sample_logits(logits, **noise, **truncation)
+    return sample_logits(logits, ids=ids, **noise, **truncation)

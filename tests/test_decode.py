@@ -7,6 +7,7 @@ import torch
 from chi_square import chi_square
 from tiny import PROMPTS, tiny_draft, tiny_model
 
+from dspark_kernels import sampling
 from dspark_kernels.cost import CostTable
 from dspark_kernels.decode import _Loop, generate, max_depth, step
 from dspark_kernels.graph import Graphs, Session
@@ -22,6 +23,7 @@ SAMPLINGS = {
     "greedy": {},
     "temperature": {"temperature": 0.8, "seed": [5, 6, 7, -8]},
     "truncated": {"temperature": 1.2, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3},
+    "truncated late": {"temperature": 1.2, "top_p": [0.9, 0.5, 0.7, 1.0], "seed": 4},
     "penalized": {
         "temperature": [0.0, 0.7, 0.0, 1.0],
         "repetition_penalty": [1.3, 1.1, 1.0, 0.8],
@@ -160,6 +162,17 @@ def test_one_truncation_alone_leaves_the_likeliest_token(decoder, alone):
     greedy = decoder.generate(PROMPTS, **options).tokens
     assert decoder.generate(PROMPTS, temperature=1.5, seed=7, **options).tokens != greedy
     assert decoder.generate(PROMPTS, temperature=1.5, seed=7, **alone, **options).tokens == greedy
+
+
+@pytest.mark.parametrize("most", [1, 40])
+def test_draws_from_few_tokens_are_those_from_all(decoder, most, monkeypatch):
+    options = {"temperature": 1.2, "top_k": [20, 1, 40, 5], "top_p": 0.95, "seed": 3}
+    options |= {"top_k": [min(k, most) for k in options["top_k"]], "max_new_tokens": 30}
+    assert Sampling(top_k=options["top_k"]).tensors(4, "cpu").top_few is not None
+    few = decoder.generate(PROMPTS, **options).tokens
+    monkeypatch.setattr(sampling, "MAX_K", 0)
+    assert Sampling(top_k=options["top_k"]).tensors(4, "cpu").top_few is None
+    assert decoder.generate(PROMPTS, **options).tokens == few
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])

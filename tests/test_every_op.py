@@ -83,15 +83,17 @@ def every_op(i):
     typical = dk.typical_accept(tree, targets, logits, caches, lengths)
     top_k = torch.full((B,), 20, dtype=torch.int32, device=logits.device)
     top_p = torch.full((B,), 0.9, device=logits.device)
-    sampled = dk.sample_logits(logits.flatten(0, 1), top_k=top_k, top_p=top_p, **node_noise)
+    cuts = {"top_k": top_k, "top_p": top_p}
+    sampled = dk.sample_logits(logits.flatten(0, 1), **cuts, **node_noise)
+    sampled_few = dk.sample_logits(keys, ids=ids, **cuts, **noise)
     chain = dk.chain_reject(
         targets[:, :K], logits[:, :K], logits[:, : K + 1], i["temperature"], i["seed"],
         i["position"],
     )  # fmt: skip
     return [
         heads, keys, ids, lse, *merged, paths, matched, *tree, *packing, qkv, *mlp, out,
-        out_lse, *drawn, *walk, emitted, *typical, sampled, *chain, *caches, i["history"],
-        i["lengths"], i["hidden"],
+        out_lse, *drawn, *walk, emitted, *typical, sampled, sampled_few, *chain, *caches,
+        i["history"], i["lengths"], i["hidden"],
     ]  # fmt: skip
 
 

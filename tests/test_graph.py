@@ -225,7 +225,8 @@ def test_captured_generation_is_lossless_call_after_call(nodes, device):
     target = TransformersTarget(tiny_model().to(device))
     draft = bound_draft(target)
     session = Session()
-    for sampling in (Sampling(), Sampling(temperature=0.8, seed=[3, 4])):
+    sampled = Sampling(temperature=0.8, seed=[3, 4])
+    for sampling in (Sampling(), sampled, replace(sampled, top_k=30, top_p=0.9)):
         for prompts in (PROMPTS[0], PROMPTS[1], PROMPTS[0]):
             options = {"max_new_tokens": 40, "sampling": sampling}
             expected = generate(target, None, prompts, num_nodes=1, **options).tokens

@@ -210,10 +210,10 @@ WORDS, NONE = torch.zeros(1, 2, 1).long(), (None,) * 9
         ("draft_blocks", (X, W, X, None, None), r"weight must have shape \[H, D, F\]"),
         ("merge_topk", (KEYS, KEYS, KEYS[0], 1), "ids must have dtype Long, got Float"),
         ("merge_topk", (KEYS, KEYS.long(), KEYS[:, :, 0], 9), "k must be from 1 to S·K, got 9"),
-        ("sample_logits", (X[:, :0], *NONE[:6]), "logits must have 1 to 2\\^31 columns, got 0"),
+        ("sample_logits", (X[:, :0], *NONE[:7]), "logits must have 1 to 2\\^31 columns, got 0"),
         (
             "sample_logits",
-            (X, *NONE[:4], X[0, :0], None),
+            (X, *NONE[:5], X[0, :0], None),
             r"top_p must have shape \[B\] with B dividing M, got \[0\]",
         ),
         (

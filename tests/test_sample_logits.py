@@ -10,7 +10,7 @@ from dspark_kernels.reference.noise import gumbel
 from dspark_kernels.reference.sample_logits import kept_tokens
 from dspark_kernels.reference.sample_logits import sample_logits as reference
 
-NAMES = ("logits", "temperature", "seed", "position", "top_k", "top_p", "min_p")
+NAMES = ("logits", "ids", "temperature", "seed", "position", "top_k", "top_p", "min_p")
 
 
 def inputs(M=5, V=40, cuts="", dtype=torch.float32, seed=0, device="cpu", scale=2.0):
@@ -38,15 +38,13 @@ def check(arguments):
     ids, expected = dspark_kernels.sample_logits(**arguments), reference(*positional(arguments))
     assert ids.shape == expected.shape and ids.dtype == torch.int64
     differs = (ids != expected).nonzero()[:, 0]
-    logits, temperature, seed, position = positional(arguments)[:4]
+    logits, listed, temperature, seed, position = positional(arguments)[:5]
     for row in differs.tolist():
         scores = logits[row].float() / temperature[row]
-        scores += gumbel(
-            seed[row : row + 1], position[row : row + 1],
-            torch.arange(len(scores), device=scores.device),
-        )[0]  # fmt: skip
-        gap = scores[expected[row]] - scores[ids[row]]
-        assert abs(gap) <= 1e-5 * (1 + abs(scores[expected[row]])), (row, ids[row], expected[row])
+        tokens = torch.arange(len(scores), device=scores.device) if listed is None else listed[row]
+        scores += gumbel(seed[row : row + 1], position[row : row + 1], tokens)[0]
+        one, other = (scores[tokens == drawn[row]].max() for drawn in (ids, expected))
+        assert abs(one - other) <= 1e-5 * (1 + abs(other)), (row, ids[row], expected[row])
 
 
 # --- the definition -----------------------------------------------------------------------------
@@ -84,7 +82,9 @@ def test_definition_of_truncation(top_k, top_p, min_p, ties):
 
 def test_definition_without_temperature_is_argmax():
     logits = torch.tensor([[1.0, 3.0, 3.0], [math.nan, -math.inf, -5.0], [math.nan] * 3])
-    assert reference(logits, *[None] * 6).tolist() == [1, 2, 0]
+    assert reference(logits, *[None] * 7).tolist() == [1, 2, 0]
+    ids = torch.tensor([[9, 8, 4], [3, 2, 1], [7, 6, 5]])
+    assert reference(logits, ids, *[None] * 6).tolist() == [8, 1, 7]
 
 
 @pytest.mark.parametrize("cuts", ["", "top_k", "top_p", "min_p", "top_k top_p min_p"])
@@ -97,7 +97,7 @@ def test_definition_draws_from_the_truncated_softmax(cuts):
     }  # fmt: skip
     rows = [options[name] if name in cuts else None for name in options]
     ids = reference(
-        logits.expand(count, -1), torch.full((count,), 0.8), torch.full((count,), 3),
+        logits.expand(count, -1), None, torch.full((count,), 0.8), torch.full((count,), 3),
         torch.arange(count), *(None if row is None else row.expand(count) for row in rows),
     )  # fmt: skip
     counts = torch.bincount(ids, minlength=V).double()
@@ -243,9 +243,56 @@ def test_rows_share_their_options(M, B, cuts, device):
     assert torch.equal(dspark_kernels.sample_logits(**arguments | shared), expected)
 
 
+def listed(arguments, count):
+    """The same, but for the largest logits alone, in descending order, and their ids."""
+    columns = arguments["logits"].float().sort(dim=1, descending=True, stable=True)[1][:, :count]
+    logits = arguments["logits"].gather(1, columns)
+    return arguments | {"logits": logits, "ids": columns}
+
+
 @pytest.mark.backend
-def test_no_rows(device):
-    assert dspark_kernels.sample_logits(**inputs(M=0, device=device)).shape == (0,)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("count", [1, 2, 17, 50, 64])
+def test_listed_tokens(count, cuts, dtype, device):
+    """Logits with ties, infinities and NaN; ids of any order and size."""
+    arguments = inputs(12, count, cuts, dtype, seed=count, device=device)
+    g = torch.Generator().manual_seed(count)
+    arguments["logits"][3:].mul_(2).round_()
+    arguments["logits"][5, : count // 2] = -math.inf
+    arguments["logits"][6] = math.nan
+    ids = torch.stack([torch.randperm(300_000, generator=g)[:count] for _ in range(12)])
+    ids[7] += 2**32 - 300_000
+    check(arguments | {"ids": ids.to(device)})
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("cuts", ["top_k", "top_k top_p", "top_k min_p", "top_k top_p min_p"])
+def test_the_draw_from_a_list_is_that_from_all(cuts, device):
+    """Where top-k leaves out all that is not listed."""
+    arguments = inputs(35, 400, cuts, seed=3, device=device)
+    most = torch.tensor([64, 40, 1, 63, 20], dtype=torch.int32, device=device)
+    arguments["top_k"] = most.repeat(7)
+    expected = dspark_kernels.sample_logits(**arguments)
+    assert torch.equal(dspark_kernels.sample_logits(**listed(arguments, 64)), expected)
+
+
+@pytest.mark.backend
+def test_lists_in_views(device):
+    arguments = listed(inputs(6, 90, "top_k top_p", device=device), 40)
+    expected = dspark_kernels.sample_logits(**arguments)
+    poisoned = torch.full((6, 50), math.inf, device=device)
+    poisoned[:, 3:43] = arguments["logits"]
+    views = {"logits": poisoned[:, 3:43], "ids": arguments["ids"].T.contiguous().T}
+    assert torch.equal(dspark_kernels.sample_logits(**arguments | views), expected)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("count", [None, 7])
+def test_no_rows(count, device):
+    arguments = inputs(M=0, device=device)
+    arguments = arguments if count is None else listed(arguments, count)
+    assert dspark_kernels.sample_logits(**arguments).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +312,14 @@ def test_no_rows(device):
             r"position must have shape \[M\] with M=5",
         ),
         ({"temperature": -torch.ones(5)}, ValueError, "temperature must hold values >= 0"),
+        ({"ids": torch.zeros(5, 39).long()}, ValueError, r"ids must have shape \[M, V\]"),
+        ({"ids": torch.zeros(5, 40).int()}, TypeError, "ids must have dtype int64"),
+        ({"ids": torch.full((5, 40), -1)}, ValueError, "ids must hold values from 0 to"),
+        (
+            {"logits": torch.zeros(5, 65), "ids": torch.zeros(5, 65).long()},
+            ValueError,
+            r"logits must have at most 64 columns with ids, got \[5, 65\]",
+        ),
         ({"seed": None}, ValueError, "seed must be given together with temperature"),
         ({"position": None}, ValueError, "position must be given together with temperature"),
         ({"top_k": torch.ones(5)}, TypeError, "top_k must have dtype int32"),
@@ -280,7 +335,9 @@ def test_errors(change, error, message):
         dspark_kernels.sample_logits(**inputs() | change)
 
 
+@pytest.mark.parametrize("count", [None, 20])
 @pytest.mark.parametrize("cuts", ["", "top_k top_p min_p"])
-def test_opcheck(cuts, device):
-    arguments = positional(inputs(cuts=cuts, device=device))
+def test_opcheck(cuts, count, device):
+    arguments = inputs(cuts=cuts, device=device)
+    arguments = positional(arguments if count is None else listed(arguments, count))
     torch.library.opcheck(torch.ops.dspark.sample_logits.default, arguments)

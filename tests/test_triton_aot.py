@@ -67,7 +67,9 @@ def call_logits_topk(dtype, k):
 
 
 def call_sample_logits(dtype, width):
-    sample_logits(empty(64, V), *noise(64), int32s(64), floats(64), floats(64))
+    sample_logits(empty(64, V), None, *noise(64), int32s(64), floats(64), floats(64))
+    listed = empty(64, 64), int64s(64, 64)
+    sample_logits(*listed, *noise(64), int32s(64), floats(64), floats(64))
 
 
 def call_draft_blocks(dtype, batch):

@@ -15,9 +15,10 @@ namespace {
 
 constexpr const char* kOp = "sample_logits";
 
-Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::optional<Tensor> seed,
-                     std::optional<Tensor> position, std::optional<Tensor> top_k,
-                     std::optional<Tensor> top_p, std::optional<Tensor> min_p) {
+Tensor sample_logits(Tensor logits, std::optional<Tensor> ids, std::optional<Tensor> temperature,
+                     std::optional<Tensor> seed, std::optional<Tensor> position,
+                     std::optional<Tensor> top_k, std::optional<Tensor> top_p,
+                     std::optional<Tensor> min_p) {
   SampleLogits p{};
   p.dtype = float_dtype(logits, kOp, "logits");
   check_shape(logits, {-1, -1}, kOp, "logits", "have shape [M, V]");
@@ -27,19 +28,20 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::opti
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
   const Tensor rows = with_contiguous_rows(logits);
+  const Optional ids_(ids, ScalarType::Long, {p.rows, p.vocab}, kOp, "ids", "have shape [M, V]");
   const PerRow<float> temperature_(temperature, ScalarType::Float, p.rows, kOp, "temperature");
   const PerRow<int64_t> seed_(seed, ScalarType::Long, p.rows, kOp, "seed");
   const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
   const PerRow<int32_t> top_k_(top_k, ScalarType::Int, p.rows, kOp, "top_k");
   const PerRow<float> top_p_(top_p, ScalarType::Float, p.rows, kOp, "top_p");
   const PerRow<float> min_p_(min_p, ScalarType::Float, p.rows, kOp, "min_p");
-  p.logits = rows.const_data_ptr(), p.stride = rows.stride(0);
+  p.logits = rows.const_data_ptr(), p.stride = rows.stride(0), p.ids = ids_.data<int64_t>();
   p.temperature = temperature_.data(), p.seed = seed_.data();
   p.position = position_.data<int64_t>(), p.top_k = top_k_.data();
   p.top_p = top_p_.data(), p.min_p = min_p_.data();
 
-  Tensor ids = empty({p.rows}, ScalarType::Long);
-  int64_t* out = ids.mutable_data_ptr<int64_t>();
+  Tensor drawn = empty({p.rows}, ScalarType::Long);
+  int64_t* out = drawn.mutable_data_ptr<int64_t>();
   const int64_t floats = DSPARK_CALL_CPU_KERNEL(sample_logits_floats, p);
   const int64_t workers = num_workers(p.rows);
   const Tensor memory = empty({workers, floats}, ScalarType::Float);
@@ -47,7 +49,7 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> temperature, std::opti
   parallel_tasks(p.rows, workers, [&](int64_t worker, int64_t row) {
     out[row] = DSPARK_CALL_CPU_KERNEL(sample_logits_row, p, row, scratch + worker * floats);
   });
-  return ids;
+  return drawn;
 }
 
 }  // namespace

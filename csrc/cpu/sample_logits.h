@@ -10,6 +10,7 @@ namespace dspark {
 struct SampleLogits {
   DType dtype;
   const void* logits;  // [rows, vocab]
+  const int64_t* ids;  // [rows, vocab], their tokens, or null: the columns
   int64_t rows, vocab, stride;
   const float* temperature;  // [rows] or null, as all that follow
   const int64_t *seed, *position;

@@ -3,12 +3,14 @@
 import torch
 
 from .._library import ops
-from ._check import FLOAT32, INT32, Check
+from ._check import FLOAT32, INT32, INT64, Check
+from .linear_topk import MAX_K
 
 
 def sample_logits(
     logits: torch.Tensor,
     *,
+    ids: torch.Tensor | None = None,
     temperature: torch.Tensor | None = None,
     seed: torch.Tensor | None = None,
     position: torch.Tensor | None = None,
@@ -26,6 +28,8 @@ def sample_logits(
 
     Args:
         logits: [M, V] float32, bfloat16 or float16.
+        ids: int64 [M, V], V at most 64: the token that each logit is of, such as `linear_topk`
+            lists them, where top-k leaves out all others; None: its column. Noise is of tokens.
         temperature: float32 [B], 0 for argmax; None means 0 in every row. B, the same in all
             options, divides M: an entry serves M / B rows in succession, say those of a request.
         seed, position: int64 [B] and [M], of the noise; needed with `temperature`.
@@ -34,7 +38,7 @@ def sample_logits(
         min_p: float32 [B] in [0, 1], 0 for off.
 
     Returns:
-        ids int64 [M]; ties go to the lowest id, NaN logits count as -inf.
+        The tokens drawn, int64 [M]; ties go to the first column, NaN logits count as -inf.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, value or device.
@@ -42,6 +46,10 @@ def sample_logits(
     check = Check("sample_logits")
     check.tensor("logits", logits, "M V")
     check.columns("logits", logits)
+    check.tensor("ids", ids, "M V", INT64, optional=True)
+    few = ids is None or logits.shape[1] <= MAX_K
+    check.require(few, "logits", f"have at most {MAX_K} columns with ids", list(logits.shape))
+    check.values("ids", ids, 0, 2**32 - 1)
     check.noise(temperature, seed, position)
     check.option("top_k", top_k, INT32)
     check.values("top_k", top_k, 0)
@@ -49,4 +57,4 @@ def sample_logits(
     check.values("top_p", top_p, 0, 1)
     check.option("min_p", min_p, FLOAT32)
     check.values("min_p", min_p, 0, 1)
-    return ops.sample_logits.default(logits, temperature, seed, position, top_k, top_p, min_p)
+    return ops.sample_logits.default(logits, ids, temperature, seed, position, top_k, top_p, min_p)

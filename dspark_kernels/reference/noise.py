@@ -38,11 +38,12 @@ def philox4x32(counter: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 def uniform(
     seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor, stream: int = STREAM_DRAW
 ) -> torch.Tensor:
-    """Uniform numbers inside (0, 1): seed, position int64 [M], token ids int64 [K] -> [M, K].
+    """Uniform numbers inside (0, 1): seed, position int64 [M], token ids int64 [K] or [M, K]
+    -> [M, K].
 
     u = x·2^-32 + 2^-33 in float32, at most 1 - 2^-24; exactly these bits on every backend.
     """
-    blocks, inverse = torch.unique(ids // 4, return_inverse=True)
+    blocks, inverse = torch.unique(ids // 4, return_inverse=True)  # which four tokens share
     rows = (len(seed), len(blocks))
     counter = torch.stack(
         (
@@ -54,14 +55,15 @@ def uniform(
         -1,
     )
     key = torch.stack((seed & MASK32, (seed >> 32) & MASK32), -1)[:, None]
-    words = philox4x32(counter, key).flatten(1)[:, inverse * 4 + ids % 4]
+    place = (inverse * 4 + ids % 4).expand(len(seed), -1)
+    words = philox4x32(counter, key).flatten(1).gather(1, place)
     return (words.float() * 2.0**-32 + 2.0**-33).clamp(max=LARGEST_BELOW_ONE)
 
 
 def gumbel(
     seed: torch.Tensor, position: torch.Tensor, ids: torch.Tensor, stream: int = STREAM_DRAW
 ) -> torch.Tensor:
-    """Standard Gumbel noise -log(-log(1 - u)): seed, position int64 [M], ids int64 [K] -> [M, K].
+    """Standard Gumbel noise -log(-log(1 - u)) [M, K], of what `uniform` takes.
 
     1 - u rather than u: the draws that win an argmax then come from small u, which float32 resolves
     to 2^-33, and not from u near 1, which it resolves to 2^-24.

@@ -6,7 +6,7 @@ from .linear_topk import perturb
 from .noise import per_row
 
 
-def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
+def sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p):
     """One Gumbel-max draw per row from optionally truncated logits, see `ops.sample_logits`."""
     options = per_row(len(logits), temperature, seed, top_k, top_p, min_p)
     temperature, seed, top_k, top_p, min_p = options
@@ -16,8 +16,10 @@ def sample_logits(logits, temperature, seed, position, top_k, top_p, min_p):
         scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
         kept = torch.where(kept_tokens(scaled, top_k, top_p, min_p), logits, float("-inf"))
         kept = torch.where(temperature[:, None] > 0, kept, logits)
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    return perturb(kept, ids, temperature, seed, position).argmax(dim=1)
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    tokens = columns if ids is None else ids
+    drawn = perturb(kept, tokens, temperature, seed, position).argmax(dim=1)
+    return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
 
 
 def kept_tokens(scaled, top_k, top_p, min_p):

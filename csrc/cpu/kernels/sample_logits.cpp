@@ -96,6 +96,51 @@ float find_threshold(const SampleLogits& p, int64_t row, const float* scaled, fl
   return threshold;
 }
 
+// The scores of one vector of columns whose tokens are listed.
+DSPARK_INLINE Floats listed_scores(const NoiseKey& key, const int64_t* ids, int64_t count,
+                                   Floats value) {
+  uint32_t token[kLanes] = {};
+  for (int l = 0; l < kLanes && l < count; ++l) token[l] = (uint32_t)ids[l];
+  Words tokens, word[4];
+  memcpy(&tokens, token, sizeof(tokens));
+  noise_words(key, tokens >> 2, word);
+  Words own = word[0];
+  for (uint32_t w = 1; w < 4; ++w) own = (tokens & 3u) == w ? word[w] : own;
+  return value + gumbel(own);
+}
+
+// The column of the Gumbel-max draw from values [vocab] that are at least `lowest`.
+int64_t draw_column(const SampleLogits& p, int64_t row, const float* scaled, float lowest) {
+  const uint64_t seed = p.seed[row], position = p.position[row];
+  const NoiseKey key = {splat((uint32_t)seed), splat((uint32_t)(seed >> 32)),
+                        splat((uint32_t)position), splat((uint32_t)(position >> 32))};
+  const Ints lane = lane_numbers();
+  Best best;
+  for (int64_t i = 0; i < p.vocab; i += kGroup) {
+    Floats top = load(scaled + i);
+    for (int j = kLanes; j < kGroup; j += kLanes) top = max(load(scaled + i + j), top);
+    if (!greater_bits(select(top >= lowest, splat(1.0f), Floats{}), Floats{})) continue;
+    if (p.ids != nullptr) {
+      for (int64_t j = i; j < i + kGroup; j += kLanes) {
+        const Floats value = load(scaled + j);
+        const Floats score = listed_scores(key, p.ids + row * p.vocab + j, p.vocab - j, value);
+        Best::add(select(value >= lowest, score, splat(-kInfinity)), lane + (int32_t)j, &best);
+      }
+      continue;
+    }
+    Words word[4];
+    noise_words(key, (Words)lane + (uint32_t)(i / 4), word);
+    for (int w = 0; w < 4; ++w) {  // lane l has token i + 4l + w
+      float lanes[kLanes];
+      for (int l = 0; l < kLanes; ++l) lanes[l] = scaled[i + 4 * l + w];
+      const Floats value = load(lanes), score = value + gumbel(word[w]);
+      Best::add(select(value >= lowest, score, splat(-kInfinity)), lane * 4 + (int32_t)i + w,
+                &best);
+    }
+  }
+  return best.lowest();
+}
+
 template <typename T>
 int64_t run_row(const SampleLogits& p, int64_t row, float* memory) {
   const T* logits = (const T*)p.logits + row * p.stride;
@@ -114,27 +159,8 @@ int64_t run_row(const SampleLogits& p, int64_t row, float* memory) {
   }
   const int64_t highest = best.lowest();
   if (temperature <= 0) return highest;
-
   const float lowest = find_threshold(p, row, scaled, scaled[highest], memory + padded(p.vocab));
-  const uint64_t seed = p.seed[row], position = p.position[row];
-  const NoiseKey key = {splat((uint32_t)seed), splat((uint32_t)(seed >> 32)),
-                        splat((uint32_t)position), splat((uint32_t)(position >> 32))};
-  best = Best{};
-  for (int64_t i = 0; i < p.vocab; i += kGroup) {
-    Floats top = load(scaled + i);
-    for (int j = kLanes; j < kGroup; j += kLanes) top = max(load(scaled + i + j), top);
-    if (!greater_bits(select(top >= lowest, splat(1.0f), Floats{}), Floats{})) continue;
-    Words word[4];
-    noise_words(key, (Words)lane + (uint32_t)(i / 4), word);
-    for (int w = 0; w < 4; ++w) {  // lane l has token i + 4l + w
-      float lanes[kLanes];
-      for (int l = 0; l < kLanes; ++l) lanes[l] = scaled[i + 4 * l + w];
-      const Floats value = load(lanes), score = value + gumbel(word[w]);
-      Best::add(select(value >= lowest, score, splat(-kInfinity)), lane * 4 + (int32_t)i + w,
-                &best);
-    }
-  }
-  return best.lowest();
+  return draw_column(p, row, scaled, lowest);
 }
 
 }  // namespace
@@ -142,7 +168,9 @@ int64_t run_row(const SampleLogits& p, int64_t row, float* memory) {
 int64_t sample_logits_floats(const SampleLogits& p) { return padded(p.vocab) * 4; }
 
 int64_t sample_logits_row(const SampleLogits& p, int64_t row, float* memory) {
-  return with_type(p.dtype, [&](auto type) { return run_row<decltype(type)>(p, row, memory); });
+  const int64_t column =
+      with_type(p.dtype, [&](auto type) { return run_row<decltype(type)>(p, row, memory); });
+  return p.ids != nullptr ? p.ids[row * p.vocab + column] : column;
 }
 
 }  // namespace dspark::DSPARK_ISA
