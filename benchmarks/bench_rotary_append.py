@@ -40,7 +40,7 @@ def cases(device, dtype):
         def expected(qkv, cos, sin, k, v, seqlens):
             tensors = (tensor.float() for tensor in (k, v))
             angles = cos.float(), sin.float()
-            return reference(qkv.float(), *angles, None, None, 0.0, *tensors, seqlens, None)
+            return reference(qkv.float(), *angles, *[None] * 3, 0.0, *tensors, seqlens, None)
 
         yield Case(
             shape=f"N {N} Hq/Hkv/E {Hq}/{Hkv}/{E}",

@@ -88,8 +88,7 @@ def candidates(draft, state: State) -> dict:
     keys, ids, logsumexp = linear_topk(
         states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map, **noise
     )
-    if paths is not None:
-        state.side.join()
+    state.side.join()
     return {
         "ids": ids.view(batch, heads, -1), "keys": keys.view(batch, heads, -1),
         "logsumexp": logsumexp.view(batch, heads), "gate": draft.gates(states), "root": root,
@@ -213,8 +212,9 @@ def generate(
             call of so many prompts, continuations included, what the cache still holds. Each prompt
             runs as many tokens as the one which goes on from the least, and all do if that is most
             of the longest. Weights and adapters must be the same as then. Options of the draw that
-            are off in one of the calls and on in the other, or many stop tokens, make them of
-            different caches. In bfloat16 the tokens left out may have been rounded differently.
+            are off in one of the calls and on in the other, top-k on two sides of 64, or many stop
+            tokens, make them of different caches. In bfloat16 the tokens left out may have been
+            rounded differently.
 
     Returns:
         The new tokens of each request, and statistics. With the same seed, the tokens are the same

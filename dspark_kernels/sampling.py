@@ -20,8 +20,8 @@ class DrawTensors(NamedTuple):
 
     temperature: torch.Tensor | None  # float32 [B]
     seed: torch.Tensor  # int64 [B]
-    top_k: torch.Tensor | None  # int32 [B]; None if this is:
-    top_few: torch.Tensor | None  # int32 [B], where every request keeps 1 to MAX_K tokens
+    top_k: torch.Tensor | None  # int32 [B]
+    top_few: torch.Tensor | None  # int32 [B], instead, if every request keeps 1 to MAX_K tokens
     top_p: torch.Tensor | None  # float32 [B]
     min_p: torch.Tensor | None  # float32 [B]
     repetition_penalty: torch.Tensor | None  # float32 [B]
@@ -129,11 +129,12 @@ def draw(
 
     before: gives the tokens before each draw, see `text_before`. packing: the slots which the T
     rows are, None for all. A draw's noise is that of the position behind its node. Logits of the
-    whole vocabulary exist only where more than MAX_K of them may matter.
+    whole vocabulary exist only where more than MAX_K of them may matter; of more than MAX_K that
+    are equal at the end of a shorter top-k, the first are kept.
     """
     noise, truncation = {}, {}
-    optional = sampling.temperature is not None or sampling.repetition_penalty is not None
-    if optional and packing is not None:  # the requests' numbers of rows differ
+    altered = sampling.temperature is not None or sampling.repetition_penalty is not None
+    if altered and packing is not None:  # the requests' numbers of rows differ
         requests = packing.slots // positions.shape[1]
         sampling = DrawTensors(*(None if t is None else t[requests] for t in sampling))
     if sampling.temperature is not None:
@@ -144,13 +145,14 @@ def draw(
         }
         truncation = sampling.truncation
     penalty, weight, bias = sampling.repetition_penalty, target.lm_head, target.lm_head_bias
-    capped = target.logit_cap is not None and optional  # the largest logit does not see a cap
+    capped = target.logit_cap is not None and altered  # the largest logit does not see a cap
     if not truncation and penalty is None and not capped:
         _, ids, _ = linear_topk(hidden, weight, 1, bias=bias, **noise)
         return ids[:, 0]
     ids = None
     if truncation and sampling.top_few is not None and penalty is None:
         logits, ids, _ = linear_topk(hidden, weight, min(MAX_K, len(weight)), bias=bias)
+        logits = logits.to(hidden.dtype)  # as in the other ways: a batch may mix both
     elif hidden.is_cuda:
         logits = torch.nn.functional.linear(hidden, weight, bias)
     else:  # of which the logits of a row do not depend on the number of rows

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import bench_step, goals, gpu_check, plot, readme
-from benchmarks.common import Case, measure
+from benchmarks.common import Case, agrees, measure
 from dspark_kernels.results import origin, write_csv
 
 PEAKS = (1e9, 1e9)
@@ -84,10 +84,13 @@ def test_a_lost_gpu_leaves_the_other_ops(monkeypatch, tmp_path, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["advance_step_cpu.csv"]
 
 
-def test_every_module_has_cases():
-    for op in benchmarks.OPS:
-        module = __import__(f"benchmarks.bench_{op}", fromlist=["cases"])
-        assert next(iter(module.cases("cpu", torch.float32))).baselines, op
+@pytest.mark.parametrize("op", benchmarks.OPS)
+def test_every_module_has_cases(op):
+    module = __import__(f"benchmarks.bench_{op}", fromlist=["cases"])
+    first = next(iter(module.cases("cpu", torch.float32)))
+    assert first.baselines
+    ours, expected = (first.compared(f(*first.make(0))) for f in (first.ours, first.expected))
+    assert agrees(ours, expected, torch.float32)
 
 
 def rows_of(op, shape, **values):

@@ -1,6 +1,7 @@
 """The loop is lossless, whatever drafts, batches and budgets it is given."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,21 @@ def test_draws_from_few_tokens_are_those_from_all(decoder, most, monkeypatch):
     monkeypatch.setattr(sampling, "MAX_K", 0)
     assert Sampling(top_k=options["top_k"]).tensors(4, "cpu").top_few is None
     assert decoder.generate(PROMPTS, **options).tokens == few
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_who_shares_a_batch_does_not_change_how_logits_are_rounded(dtype):
+    """Where one request of a batch keeps more tokens, all are drawn from all logits, not lists."""
+    g = torch.Generator().manual_seed(0)
+    hidden, lm_head = (torch.randn(n, 64, generator=g).to(dtype) for n in (600, 8000))
+    target = SimpleNamespace(lm_head=lm_head / 4, lm_head_bias=None, logit_cap=None)
+    few, mixed = (
+        Sampling(temperature=1.0, seed=range(600), top_k=[*[20] * 599, last]).tensors(600, "cpu")
+        for last in (20, 0)
+    )
+    positions = torch.arange(600)[:, None]
+    drawn, expected = (sampling.draw(target, hidden, positions, o, None) for o in (few, mixed))
+    assert torch.equal(drawn[:599], expected[:599])
 
 
 @pytest.mark.parametrize("seed", [-(2**63), 2**63 - 1])

@@ -79,12 +79,15 @@ def test_results_of_another_stream_read_too_early(device):
     x, side = torch.ones(2, device=device), torch.cuda.Stream()
 
     def beside(joined):
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             doubled = (x + x) * 1
         if joined:
             torch.cuda.current_stream().wait_stream(side)
         return doubled + 1
 
+    with pytest.raises(RuntimeError, match="must wait for what it may read"):
+        torch.cuda.stream(side).__enter__()
     assert beside(joined=True).tolist() == [3, 3] != beside(joined=False).tolist()
     for joined in (True, False):
         graph, result = captured(lambda joined=joined: beside(joined))

@@ -37,6 +37,9 @@ def run(target, paged):
 @torch.inference_mode()
 def test_gives_what_the_models_layers_give(model_type, paged, device):
     model = tiny_model(model_type=model_type, **KINDS[model_type]).to(device)
+    for index, (name, norm) in enumerate(model.named_modules()):
+        if hasattr(norm, "variance_epsilon"):  # those of queries and keys have one
+            norm.variance_epsilon = 0.3 if name.endswith(("q_norm", "k_norm")) else 0.01 * index
     target = TransformersTarget(model)
     target.feature_layers = (0, 1, 2)
     assert target.fused is not None

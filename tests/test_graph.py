@@ -28,6 +28,7 @@ from dspark_kernels.statistics import no_clock
 NODES, CUT = 12, 5
 PLAIN = Sampling(temperature=0.5, top_p=0.9, seed=[1, 2])
 SAMPLING = replace(PLAIN, repetition_penalty=1.2)
+FEW = replace(PLAIN, top_k=20)
 PROMPTS = [[1, 2, 3], [4]], [[9, 8, 9, 8, 9, 8, 9, 8, 9], [5, 6]]
 
 
@@ -101,15 +102,17 @@ def run(target, draft, state, budget):
     return step(target, draft, state, NODES, 0.1, no_clock, choose)
 
 
-def loaded(target, prompts, session=None):
-    return prefill(target, prompts, SAMPLING, [3], 20, room=40, session=session)[0]
+def loaded(target, prompts, session=None, sampling=SAMPLING):
+    return prefill(target, prompts, sampling, [3], 20, room=40, session=session)[0]
 
 
 @torch.no_grad()
 @values_on_trust()
-def test_a_step_reads_no_value(target, draft, budget):
+@pytest.mark.parametrize("sampling", [SAMPLING, FEW], ids=["from all", "from few"])
+def test_a_step_reads_no_value(target, draft, budget, sampling):
     """Fake tensors have shapes only: .item(), nonzero and shapes made from data raise."""
-    state, mode = loaded(target, PROMPTS[0]), FakeTensorMode(allow_non_fake_inputs=True)
+    state = loaded(target, PROMPTS[0], sampling=sampling)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = {name: mode.from_tensor(tensor) for name, tensor in tensors_of(state).items()}
     cache = replace(state.cache, storage=fake.pop("storage"), seqlens=fake.pop("seqlens"))
     sampling = tree_map_only(torch.Tensor, mode.from_tensor, state.sampling)
@@ -148,7 +151,7 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
 
 @torch.inference_mode()
 @values_on_trust()
-@pytest.mark.parametrize(("options", "most"), [(Sampling(), 17), (PLAIN, 20)])
+@pytest.mark.parametrize(("options", "most"), [(Sampling(), 17), (PLAIN, 20), (FEW, 21)])
 def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
     """A linear_topk counts as one here and is two."""
     state, _ = prefill(target, PROMPTS[0], options, [3], 20, room=40)

@@ -6,6 +6,7 @@ from chi_square import chi_square
 from dtypes import DTYPES
 
 import dspark_kernels
+from dspark_kernels._library import backend_of
 from dspark_kernels.reference.linear_topk import linear_topk as reference
 from dspark_kernels.reference.linear_topk import perturb
 from dspark_kernels.reference.noise import gumbel
@@ -284,6 +285,19 @@ def test_rows_share_their_options(M, B, device):
     expected = dspark_kernels.linear_topk(**arguments | spread)
     found = dspark_kernels.linear_topk(**arguments | shared)
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_the_cpu_a_row_has_the_same_bits_among_others(dtype):
+    """Draws from lists are the same for trees and chains because of it."""
+    if backend_of("linear_topk", "cpu")[0] != "native":
+        pytest.skip("other backends round sums by the number of rows")
+    arguments = inputs(M=70, V=900, D=300, k=64, dtype=dtype)
+    whole = dspark_kernels.linear_topk(**arguments)
+    for count in (1, 2, 5, 16, 33):
+        alone = dspark_kernels.linear_topk(**arguments | {"x": arguments["x"][:count]})
+        for keys_or_ids, among in zip(alone[:2], whole[:2], strict=True):
+            assert torch.equal(keys_or_ids, among[:count])
 
 
 @pytest.mark.backend

@@ -195,6 +195,7 @@ def test_nan_and_infinite_logits(cuts, device):
     logits[:, 60:] = math.nan
     logits[3] = math.nan
     logits[4, :] = -math.inf
+    logits[5, 40] = math.inf
     check(arguments)
 
 
@@ -261,6 +262,7 @@ def test_listed_tokens(count, cuts, dtype, device):
     arguments["logits"][3:].mul_(2).round_()
     arguments["logits"][5, : count // 2] = -math.inf
     arguments["logits"][6] = math.nan
+    arguments["logits"][8, count // 2] = math.inf
     ids = torch.stack([torch.randperm(300_000, generator=g)[:count] for _ in range(12)])
     ids[7] += 2**32 - 300_000
     check(arguments | {"ids": ids.to(device)})

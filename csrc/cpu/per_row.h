@@ -21,6 +21,7 @@ class PerRow {
     check(rows == 0 || (count > 0 && rows % count == 0), op, argument, kExpected,
           shape_string(entries));
     const T* values = static_cast<const T*>(entries.const_data_ptr());
+    rows_.reserve(rows);
     for (int64_t row = 0; row < rows; ++row) rows_.push_back(values[row / (rows / count)]);
   }
   const T* data() const { return rows_.empty() ? nullptr : rows_.data(); }

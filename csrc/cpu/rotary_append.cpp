@@ -65,10 +65,10 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> p
   const Tensor qkv_ = torch::stable::contiguous(qkv);
   p.angles = positions ? cos.size(0) : p.tokens;
   const auto angles = [&](const Tensor& tensor, const char* name) {
-    return rows || positions
-               ? whole(tensor, dtype, {p.angles, p.head_dim}, kOp, name, "have shape [T, E]")
-               : whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name,
-                       "have shape [B, N, E]");
+    return rows || positions ? whole(tensor, dtype, {p.angles, p.head_dim}, kOp, name,
+                                     positions ? "have shape [L, E]" : "have shape [T, E]")
+                             : whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name,
+                                     "have shape [B, N, E]");
   };
   const Tensor cos_ = angles(cos, "cos"), sin_ = angles(sin, "sin");
   check(p.angles > 0 || p.tokens == 0, kOp, "cos", "have a row per position", p.angles);

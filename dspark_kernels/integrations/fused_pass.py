@@ -69,7 +69,7 @@ class FusedLayer:
         self.norm, self.next_norm = ((norm.weight, norm.variance_epsilon) for norm in norms)
         head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
         self.head_norms = [None if norm is None else norm.weight for norm in head_norms]
-        self.eps = layer.input_layernorm.variance_epsilon
+        self.head_eps = getattr(head_norms[0], "variance_epsilon", 0.0)
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
         of = attention.config if attention.config.model_type in WINDOW_IN_CONFIG else attention
         self.window = getattr(of, "sliding_window", None)
@@ -87,7 +87,7 @@ class FusedLayer:
         (qkv,) = ops.fused_linear.default(normed, *self.qkv, False, None, None, 0.0)
         q = ops.rotary_append.default(
             qkv.view(*positions.shape, -1, self.head_dim), *angles, positions, *self.head_norms,
-            self.eps, keys, values, cache.seqlens, cache.block_table, rows,
+            self.head_eps, keys, values, cache.seqlens, cache.block_table, rows,
         )  # fmt: skip
         if ancestors is None:
             heads = (tensor.transpose(1, 2) for tensor in (q, keys[slots], values[slots]))

@@ -43,8 +43,11 @@ def uniform(
 
     u = x·2^-32 + 2^-33 in float32, at most 1 - 2^-24; exactly these bits on every backend.
     """
-    blocks, inverse = torch.unique(ids // 4, return_inverse=True)  # which four tokens share
-    rows = (len(seed), len(blocks))
+    if ids.dim() == 1:  # four tokens may share a block
+        blocks, inverse = torch.unique(ids // 4, return_inverse=True)
+    else:
+        blocks, inverse = ids // 4, torch.arange(ids.shape[1], device=ids.device)
+    rows = (len(seed), blocks.shape[-1])
     counter = torch.stack(
         (
             blocks.expand(rows),

@@ -192,6 +192,7 @@ def _fused(x, weights, biases, gated, residual, out, norm):
 
 def _by_products(x, weights, biases, gated, residual, out, norm):
     """Many rows: plain products of some rows at a time."""
+    whole_rows = len(weights) == 1 + gated  # of the output, in one product
     for first in range(0, len(x), CHUNK_ROWS):
         some = slice(first, first + CHUNK_ROWS)
         products = [plain_product(x[some], weight)[None] for weight in weights]
@@ -199,14 +200,14 @@ def _by_products(x, weights, biases, gated, residual, out, norm):
             product += bias
         pairs = [products] if gated else [(product, None) for product in products]
         norm_of_some = None
-        if norm is not None and len(pairs) == 1:  # else no product has whole rows
+        if norm is not None and whole_rows:
             norm_of_some = norm._replace(out=norm.out[some])
         column = 0
         for product, up in pairs:
             place = some, slice(column, column := column + product.shape[2])
             added = None if residual is None else residual[place]
             _finish_parts(product, up, added, out[place], norm_of_some)
-    if norm is not None and norm_of_some is None:
+    if norm is not None and not whole_rows:
         rms_norm(out, norm)
 
 

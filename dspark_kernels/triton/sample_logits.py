@@ -6,8 +6,6 @@ float32 in 8 passes of 16 intervals. The first of them are launches, in which se
 a row; what they count is added up, in a fixed order, by the next one. The last launch notes which
 columns it has in its intervals, which are narrow by then, and what is above them; these alone are
 read in the other passes, by one program.
-
-Of logits whose tokens are listed there are few: one program holds a row, and compares all pairs.
 """
 
 import torch
@@ -17,22 +15,14 @@ import triton.language as tl
 from .config import EXACT, ceil_div, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking, rows_per_entry
 from .merge_topk import merge_partials
-from .noise import gumbel
-from .topk import finite_or_zero, ordered_bits, pack, unpack, value_of
+from .sample_listed import draw_listed, load_scaled, min_p_floor
+from .topk import finite_or_zero, ordered_bits, value_of
 
 INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bit patterns
 LAUNCHED = tl.constexpr(5)  # passes that are launches of their own
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
 LISTED = tl.constexpr(256)  # columns that a program notes at most
 FINISH_WARPS = 8  # of a program that does the last passes
-
-
-@triton.jit
-def _load_scaled(row_ptr, column, V, temperature):
-    """logits / τ of one row; NaN, and columns beyond V, as -inf."""
-    x = tl.load(row_ptr + column, column < V, other=float("-inf")).to(tl.float32)
-    x = tl.div_rn(x, tl.full(x.shape, temperature, tl.float32))
-    return tl.where(x == x, x, float("-inf"))
 
 
 @triton.jit
@@ -55,7 +45,7 @@ def _highest_kernel(
     if temperature > 0.0:
         for start in range(part * BLOCK_V, V, parts * BLOCK_V):
             column = start + tl.arange(0, BLOCK_V)
-            x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
+            x = load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             highest = tl.maximum(highest, x)
     tl.store(highest_ptr + row * parts + part, tl.max(highest, axis=0))
 
@@ -164,7 +154,7 @@ def _pass_kernel(
         written = 0
         for start in range(part * BLOCK_V, V, parts * BLOCK_V):
             column = start + tl.arange(0, BLOCK_V)
-            x = _load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
+            x = load_scaled(logits_ptr + row * logits_stride, column, V, temperature)
             weight = _weigh(x, shift, floor, MASS)
             bits = ordered_bits(x)
             above += _above(bits, weight, ends)
@@ -200,7 +190,7 @@ def _last_passes(
     column = tl.load(
         list_ptr + row * parts * LISTED + place, listed & (place % LISTED < length), other=V
     )
-    x = _load_scaled(logits_ptr, column, V, temperature)
+    x = load_scaled(logits_ptr, column, V, temperature)
     bits, weight = ordered_bits(x), _weigh(x, shift, floor, MASS)
     if not listed:
         beyond = tl.cast(0.0, tl.float32)
@@ -209,7 +199,7 @@ def _last_passes(
         above = tl.sum(_above(bits, weight, ends), axis=1) + beyond
         if not listed:
             for start in range(0, V, BLOCK_P * LISTED):
-                other = _load_scaled(logits_ptr, start + place, V, temperature)
+                other = load_scaled(logits_ptr, start + place, V, temperature)
                 other_weight = _weigh(other, shift, floor, MASS)
                 above += tl.sum(_above(ordered_bits(other), other_weight, ends), axis=1)
         low = _narrow(low, number, above, limit)
@@ -244,8 +234,7 @@ def _floor_kernel(
             lowest = value_of(tl.maximum(low, -0x7F800001).to(tl.int32))  # -inf at least
             floor = tl.maximum(floor, lowest)
     if min_p_ptr is not None:
-        p = tl.load(min_p_ptr + entry)
-        floor = tl.maximum(floor, highest + tl.log(tl.maximum(p, 0.0)))
+        floor = tl.maximum(floor, min_p_floor(tl.load(min_p_ptr + entry), highest))
     tl.store(floor_ptr + row, tl.minimum(floor, highest))
 
 
@@ -283,56 +272,6 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     return floor
 
 
-@triton.jit(do_not_specialize=["rows_per_entry", "logits_stride"])
-def _listed_kernel(
-    logits_ptr, ids_ptr, temperature_ptr, seed_ptr, position_ptr, top_k_ptr, top_p_ptr, min_p_ptr,
-    out_ptr, rows_per_entry, logits_stride, V: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """The draw of one row."""
-    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_V)
-    entry = tl.program_id(0) // rows_per_entry
-    ids_ptr += row * V
-    x = _load_scaled(logits_ptr + row * logits_stride, column, V, 1.0)
-    if temperature_ptr is not None:
-        temperature = tl.load(temperature_ptr + entry)
-        if temperature > 0.0:
-            x = tl.div_rn(x, tl.full(x.shape, temperature, tl.float32))
-            kept = column < V
-            above = x[None, :] > x[:, None]  # [i, j]: whether j is above i
-            highest = tl.max(x, axis=0)
-            if top_k_ptr is not None:
-                k = tl.load(top_k_ptr + entry)
-                kept &= (k <= 0) | (tl.sum(above.to(tl.int32), axis=1) < k)
-            if top_p_ptr is not None:
-                p = tl.load(top_p_ptr + entry)
-                weight = tl.where(kept, tl.exp(x - finite_or_zero(highest)), 0.0)
-                mass = tl.sum(tl.where(above, weight[None, :], 0.0), axis=1)
-                limit = tl.where(p >= 1.0, float("inf"), p * tl.sum(weight, axis=0))
-                kept &= (x == highest) | (mass < limit)
-            if min_p_ptr is not None:
-                p = tl.load(min_p_ptr + entry)
-                kept &= x >= highest + tl.log(tl.maximum(p, 0.0))
-            here = tl.zeros((1,), tl.int64)
-            seed, position = tl.load(seed_ptr + entry + here), tl.load(position_ptr + row + here)
-            ids = tl.load(ids_ptr + column, column < V, other=0)
-            noise = tl.reshape(gumbel(seed, position, ids, 0, False), x.shape)
-            x = tl.where(kept, x + noise, float("-inf"))
-    _, best = unpack(tl.max(pack(x, column.to(tl.int64)), axis=0))
-    tl.store(out_ptr + row, tl.load(ids_ptr + best))
-
-
-def _draw_listed(logits, ids, noise, cuts):
-    """The draw from the few tokens of logits [rows, V] that ids [rows, V] names."""
-    rows, columns = logits.shape
-    drawn = logits.new_empty(rows, dtype=torch.int64)
-    if rows > 0:
-        _listed_kernel[rows,](
-            logits, ids.contiguous(), *noise, *cuts, drawn, rows_per_entry(rows, noise[0]),
-            logits.stride(0), V=columns, BLOCK_V=max(2, next_power_of_2(columns)), **EXACT,
-        )  # fmt: skip
-    return drawn
-
-
 def sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p):
     """One Gumbel-max draw per row from optionally truncated logits, see `ops.sample_logits`."""
     logits = logits if logits.stride(-1) == 1 else logits.contiguous()
@@ -342,7 +281,7 @@ def sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p)
     floor = None
     with torch.cuda.device_of(logits):
         if ids is not None:
-            return _draw_listed(logits, ids, noise, cuts)
+            return draw_listed(logits, ids, noise, cuts)
         if temperature is not None and any(cut is not None for cut in cuts):
             floor = _floor(logits, noise[0], *cuts)
         ranking = LogitsRanking(logits, rows, vocabulary, 1)

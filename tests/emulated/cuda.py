@@ -71,17 +71,19 @@ class Stream:
     """For torch.cuda.Stream: what is made in `using` is not there until another waits for it."""
 
     def __init__(self, device=None):
-        self.made, self.hidden = [], []
+        self.device, self.made, self.hidden, self.waited = device, None, [], 0
 
     @contextmanager
     def using(self):
         """For torch.cuda.stream."""
+        if self.waited < device.given:
+            raise RuntimeError("a stream must wait for what it may read")
         before, device.stream, self.made = device.stream, self, []
         try:
             yield
         finally:
-            device.stream = before
-        device.between(partial(self.hide, self.made))
+            device.stream, made, self.made = before, self.made, None
+        device.between(partial(self.hide, made))
 
     def hide(self, made):
         self.hidden += [(storage, storage.clone()) for storage in made]
@@ -94,6 +96,7 @@ class Stream:
             storage.copy_(values)
 
     def wait_stream(self, other):
+        self.waited = device.given
         device.between(other.show)
 
     def synchronize(self):
@@ -108,7 +111,7 @@ class Device(TorchDispatchMode):
         self.capture = None  # the calls of a graph to be: (function, args, kwargs, outputs)
         self.before = {}  # by address: memory which the capture changed, and what was there
         self.arriving, self.arrived = [], 0  # (tensor on the host, its values to be); how many were
-        self.stream = Stream()
+        self.stream, self.given = Stream(), 0  # ops given to the main one
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return self.run(function, args, kwargs or {})
@@ -146,7 +149,9 @@ class Device(TorchDispatchMode):
             outputs = outputs.clone()
         if self.capture is not None and on_device:
             self.capture.append((function, args, kwargs, outputs))
-        if on_device:
+        if on_device and self.stream.made is None:
+            self.given += 1
+        elif on_device:
             given = {_memory(tensor) for tensor in _tensors((args, kwargs))}
             made = [tensor for tensor in _tensors(outputs) if _memory(tensor) not in given]
             self.stream.made += [tensor.untyped_storage() for tensor in made]
@@ -259,8 +264,10 @@ def install(folder: Path) -> None:
     torch.cuda.CUDAGraph, torch.cuda.graph, torch.cuda.Event = Graph, capture, Event
     torch.cuda.synchronize = device.wait
     torch.cuda.Stream, torch.cuda.stream = Stream, Stream.using
+    torch.cuda.is_current_stream_capturing = lambda: device.capture is not None
     torch.cuda.device = nullcontext
-    torch.cuda.current_stream, torch.cuda.set_stream = lambda: device.stream, lambda stream: None
+    torch.cuda.current_stream = lambda _=None: device.stream
+    torch.cuda.set_stream = lambda stream: None
     torch._C._cuda_clearCublasWorkspaces = lambda: None
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     make = torch.tensor  # of data is beneath a mode's notice
