@@ -96,6 +96,7 @@ def test_a_step_is_at_most_eight_launches_without_a_sync(device):
 def captured(function):
     """A CUDA graph of a call, and its outputs."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function()
     torch.cuda.current_stream().wait_stream(stream)
