@@ -65,19 +65,18 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> p
   const Tensor qkv_ = torch::stable::contiguous(qkv);
   p.angles = positions ? cos.size(0) : p.tokens;
   const auto angles = [&](const Tensor& tensor, const char* name) {
-    return rows || positions ? whole(tensor, dtype, {p.angles, p.head_dim}, kOp, name,
-                                     positions ? "have shape [L, E]" : "have shape [T, E]")
-                             : whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name,
-                                     "have shape [B, N, E]");
+    if (positions) {
+      return whole(tensor, dtype, {p.angles, p.head_dim}, kOp, name, "have shape [L, E]");
+    }
+    if (rows) return whole(tensor, dtype, {p.tokens, p.head_dim}, kOp, name, "have shape [T, E]");
+    return whole(tensor, dtype, {p.batch, p.nodes, p.head_dim}, kOp, name, "have shape [B, N, E]");
   };
   const Tensor cos_ = angles(cos, "cos"), sin_ = angles(sin, "sin");
   check(p.angles > 0 || p.tokens == 0, kOp, "cos", "have a row per position", p.angles);
-  const Tensor positions_ = positions ? torch::stable::contiguous(*positions) : cos_;
-  if (positions) {
-    check_dtype(positions_, ScalarType::Long, kOp, "positions");
-    check(positions_.numel() == p.tokens, kOp, "positions", "be one per token", positions_.numel());
-    p.positions = static_cast<const int64_t*>(positions_.const_data_ptr());
-  }
+  const Optional positions_ =
+      rows ? Optional(positions, ScalarType::Long, {p.tokens}, kOp, "positions", "have shape [T]")
+           : Optional(positions, ScalarType::Long, {p.batch, p.nodes}, kOp, "positions",
+                      "have shape [B, N]");
   const Optional q_norm_(q_norm_weight, dtype, {p.head_dim}, kOp, "q_norm_weight",
                          "have shape [E]");
   const Optional k_norm_(k_norm_weight, dtype, {p.head_dim}, kOp, "k_norm_weight",
@@ -87,6 +86,7 @@ Tensor rotary_append(Tensor qkv, Tensor cos, Tensor sin, std::optional<Tensor> p
   const Optional table_(block_table, ScalarType::Int, {p.batch, p.blocks_per_request}, kOp,
                         "block_table", "have shape [B, max_blocks]");
   p.qkv = qkv_.const_data_ptr(), p.cos = cos_.const_data_ptr(), p.sin = sin_.const_data_ptr();
+  p.positions = positions_.data<int64_t>();
   p.q_norm_weight = q_norm_.data<void>(), p.k_norm_weight = k_norm_.data<void>();
   p.eps = static_cast<float>(eps);
   p.cache_seqlens = seqlens_.data<int32_t>(), p.block_table = table_.data<int32_t>();
