@@ -1,12 +1,14 @@
 """linear_topk against F.linear, logsumexp and topk in the same dtype, without noise.
 
-The target's draw, one id per row from the noisy logits, is against softmax and multinomial.
+The target's draw, one id per row from the noisy logits, is against softmax and multinomial; the
+best token under a repetition penalty, what precedes it found out, against gather and scatter.
 """
 
 import torch
 
 import dspark_kernels
 from dspark_kernels.reference.linear_topk import linear_topk as reference
+from dspark_kernels.reference.seen_tokens import seen_tokens as seen_reference
 
 from .common import Case, compiled, installed
 
@@ -31,6 +33,8 @@ GPU = (
     *((12288, 4096, M, 64, False) for M in (5, 40)),  # the heads of a draft
     (49152, 576, 16, K, False),
 )
+PENALIZED = {"cpu": ((49152, 576, 16),), "cuda": ((151936, 4096, 16), (151936, 4096, 64))}
+HISTORY = 1024  # tokens before the draw, the same for all rows
 
 
 def plain(k):
@@ -44,6 +48,14 @@ def plain(k):
 def drawn(x, weight, temperature, *_):
     logits = torch.nn.functional.linear(x, weight).float() / temperature[:, None]
     return logits.softmax(dim=1).multinomial(1)
+
+
+def best_penalized(x, weight, history, lengths, penalty):
+    logits = torch.nn.functional.linear(x, weight).float()
+    tokens = history.expand(len(x), -1)
+    values = logits.gather(1, tokens)
+    values = torch.where(values > 0, values / penalty, values * penalty)
+    return logits.scatter(1, tokens, values).argmax(dim=1)
 
 
 def flash_sampling(x, weight, temperature, *_):
@@ -79,7 +91,7 @@ def cases(device, dtype):
             return (x, weight, torch.ones(M, device=device), rows, rows) if noisy else (x, weight)
 
         def expected(x, weight, *noise, k=k):
-            return reference(x, weight, k, None, *(noise or (None,) * 3), None, 0)
+            return reference(x, weight, k, None, *(noise or (None,) * 3), None, 0, None, None)
 
         def ours(x, weight, *noise, k=k):
             names = ("temperature", "seed", "position")[: len(noise)]
@@ -90,6 +102,36 @@ def cases(device, dtype):
             make=make,
             ours=ours,
             baselines=draws(device) if k == 1 else tops(k),
+            expected=expected,
+            bytes=V * D * dtype.itemsize,
+            flops=2 * M * V * D,
+        )
+    for V, D, M in PENALIZED[device]:
+
+        def make(seed, V=V, D=D, M=M):
+            g = torch.Generator(device).manual_seed(seed)
+            x = torch.randn(M, D, generator=g, device=device).to(dtype)
+            weight = torch.empty(V, D, dtype=dtype, device=device).normal_(generator=g)
+            history = torch.randint(V, (1, HISTORY), generator=g, device=device)
+            lengths = torch.full((1,), HISTORY, dtype=torch.int32, device=device)
+            return x, weight * D**-0.5, history, lengths, torch.full((1,), 1.1, device=device)
+
+        def ours(x, weight, history, lengths, penalty):
+            seen = dspark_kernels.seen_tokens(history, lengths, len(weight))
+            return dspark_kernels.linear_topk(x, weight, 1, seen=seen, repetition_penalty=penalty)
+
+        def expected(x, weight, history, lengths, penalty):
+            seen = seen_reference(history, lengths, len(weight), None, None, None)
+            return reference(x, weight, 1, *(None,) * 5, 0, seen, penalty)
+
+        yield Case(
+            shape=f"V {V} D {D} M {M} penalty k 1",
+            make=make,
+            ours=ours,
+            baselines={
+                "F.linear, gather, scatter, argmax": best_penalized,
+                "the same compiled": compiled(best_penalized),
+            },
             expected=expected,
             bytes=V * D * dtype.itemsize,
             flops=2 * M * V * D,

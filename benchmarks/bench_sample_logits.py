@@ -48,7 +48,7 @@ def listed(x, weight, *options):
 
 
 def expected(logits, *options):
-    return reference(logits.float(), None, *options, None)
+    return reference(logits.float(), None, *options, *(None,) * 3)
 
 
 def after_the_head(draw):

@@ -66,14 +66,14 @@ def case(op, kind, sizes, device):
     if op == "linear_topk":
         x, weight = normal(rows, D, dtype=dtype), normal(V, D, dtype=dtype)
         k = 48 if sizes[1] == 64 else 8  # of a draft's heads; of what else is ranked
-        arguments = (x, weight, k, None, *noise(len(x)), None, 0)
+        arguments = (x, weight, k, None, *noise(len(x)), None, 0, None, None)
         return lambda: linear_topk(*arguments)
     if op == "logits_topk":
         x, weight = normal(256, D), normal(V, D)
-        return lambda: linear_topk(x, weight, 8, None, *noise(256), None, 0)
+        return lambda: linear_topk(x, weight, 8, None, *noise(256), None, 0, None, None)
     if op == "sample_logits":
         logits, top_p = normal(64, V), torch.full((64,), 0.9, device=device)
-        return lambda: sample_logits(logits, None, *noise(64), None, top_p, None)
+        return lambda: sample_logits(logits, None, *noise(64), None, top_p, None, None, None)
     if op == "draft_blocks":
         hidden, bias = normal(rows, D, dtype=dtype), normal(5, D, dtype=dtype)
         weight = normal(5, D, D, dtype=dtype)

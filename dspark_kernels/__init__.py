@@ -14,6 +14,7 @@ from .ops import (
     merge_topk,
     rotary_append,
     sample_logits,
+    seen_tokens,
     tree_attention,
     typical_accept,
 )
@@ -37,6 +38,7 @@ __all__ = [  # what needs no optional package; SpeculativeDecoder has to be name
     "reference",
     "rotary_append",
     "sample_logits",
+    "seen_tokens",
     "static_tree",
     "tree_attention",
     "typical_accept",

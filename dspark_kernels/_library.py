@@ -28,7 +28,8 @@ SCHEMAS = {
     "Tensor? q_norm_weight, Tensor? k_norm_weight, float eps, Tensor(a!) k_cache, "
     "Tensor(b!) v_cache, Tensor cache_seqlens, Tensor? block_table, Tensor? rows) -> Tensor",
     "linear_topk": "(Tensor x, Tensor weight, int k, Tensor? bias, Tensor? temperature, "
-    "Tensor? seed, Tensor? position, Tensor? id_map, int vocab_offset) -> (Tensor, Tensor, Tensor)",
+    "Tensor? seed, Tensor? position, Tensor? id_map, int vocab_offset, Tensor? seen, "
+    "Tensor? repetition_penalty) -> (Tensor, Tensor, Tensor)",
     "merge_topk": "(Tensor keys, Tensor ids, Tensor logsumexp, int k) -> (Tensor, Tensor, Tensor)",
     "glm_tree": "(Tensor ids, Tensor keys, Tensor logsumexp, Tensor gate, Tensor root, "
     "Tensor table_in, Tensor table_out, Tensor mix, Tensor depth_scale, Tensor? calibration, "
@@ -50,10 +51,13 @@ SCHEMAS = {
     "typical_accept": "(Tensor tokens, Tensor parents, Tensor num_nodes, Tensor target_tokens, "
     "Tensor logits, Tensor? temperature, float epsilon, float delta, Tensor(a!)[] caches, "
     "Tensor cache_seqlens, Tensor? block_table, int max_depth) -> (Tensor, Tensor, Tensor, Tensor)",
+    "seen_tokens": "(Tensor history, Tensor lengths, int vocab_size, Tensor? tokens, "
+    "Tensor? ancestors, Tensor? slots) -> Tensor",
     "chain_reject": "(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, "
     "Tensor temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)",
     "sample_logits": "(Tensor logits, Tensor? ids, Tensor? temperature, Tensor? seed, "
-    "Tensor? position, Tensor? top_k, Tensor? top_p, Tensor? min_p) -> Tensor",
+    "Tensor? position, Tensor? top_k, Tensor? top_p, Tensor? min_p, Tensor? seen, "
+    "Tensor? repetition_penalty) -> Tensor",
 }
 
 TRITON_OPS = (
@@ -62,7 +66,7 @@ TRITON_OPS = (
 )  # fmt: skip
 NATIVE_CUDA_OPS = (
     "glm_tree", "context_lookup", "best_slots", "accept_tree", "advance_step", "typical_accept",
-    "chain_reject",
+    "chain_reject", "seen_tokens",
 )  # fmt: skip
 BACKENDS = ("auto", "reference", "native", "triton")
 
@@ -105,7 +109,9 @@ def _topk_outputs(like, rows, k):
     )
 
 
-def _fake_linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+def _fake_linear_topk(
+    x, weight, k, bias, temperature, seed, position, id_map, vocab_offset, seen, repetition_penalty
+):
     return _topk_outputs(x, x.shape[0], k)
 
 
@@ -180,7 +186,15 @@ def _fake_chain_reject(draft_tokens, draft_logits, target_logits, temperature, s
     )
 
 
-def _fake_sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p):
+def _fake_seen_tokens(history, lengths, vocab_size, tokens, ancestors, slots):
+    draws = lengths if tokens is None else tokens
+    count = draws.numel() if slots is None else slots.shape[0]
+    return history.new_empty(count, (vocab_size + 63) // 64)
+
+
+def _fake_sample_logits(
+    logits, ids, temperature, seed, position, top_k, top_p, min_p, seen, repetition_penalty
+):
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from .graph import Graphs, Readback, Session, on_device
 from .ops import accept_tree, best_slots, context_lookup, glm_tree, linear_topk, values_on_trust
 from .packing import Budget, Packing, survivors, unpack
 from .prefill import prefill
-from .sampling import Sampling, draw, text_before
+from .sampling import Sampling, draw
 from .scheduler import Scheduler
 from .state import State
 from .statistics import Clock, Results, Statistics, no_clock
@@ -86,8 +85,9 @@ def candidates(draft, state: State) -> dict:
             "position": (seqlens[:, None] + draft.depths).flatten(),
         }
     keys, ids, logsumexp = linear_topk(
-        states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map, **noise
-    )
+        states.flatten(0, 1), draft.vocab_weight, draft.num_candidates, id_map=draft.id_map,
+        seen=state.seen(), repetition_penalty=sampling.repetition_penalty, **noise,
+    )  # fmt: skip
     state.side.join()
     return {
         "ids": ids.view(batch, heads, -1), "keys": keys.view(batch, heads, -1),
@@ -137,8 +137,8 @@ def verify(
         torch.add(cache.seqlens[:, None], tree.depths, out=positions)
         hidden, features = target.forward(tokens, positions, cache, tree.ancestors, packing)
     with clock("draw"):
-        before = partial(text_before, state.history, state.lengths, tree, packing)
-        drawn = draw(target, hidden, positions, state.sampling, before, packing)
+        seen = state.seen(tree, packing)
+        drawn = draw(target, hidden, positions, state.sampling, seen, packing)
         drawn = unpack(drawn, packing, *tokens.shape)
         if packing is not None:  # the walk never meets a node that is left out
             tree = tree._replace(num_nodes=packing.counts)

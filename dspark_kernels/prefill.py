@@ -1,12 +1,10 @@
 """From prompts to the state of the first step: the pass over the prompts, and the first draw."""
 
-from functools import partial
-
 import torch
 
 from .graph import Session
 from .ops._check import MAX_NODES
-from .sampling import Sampling, draw, text_before
+from .sampling import Sampling, draw
 from .state import State
 from .tree import chain
 
@@ -31,8 +29,7 @@ def prefill(
     last = state.lengths - 1
     hidden, features = _run(target, state, starts, longest - max(starts), last)
     state.cache.seqlens.copy_(last)
-    before = partial(text_before, state.history, state.lengths)
-    tokens = draw(target, hidden, last[:, None].long(), state.sampling, before)
+    tokens = draw(target, hidden, last[:, None].long(), state.sampling, state.seen())
     state.advance(tokens[:, None], torch.ones_like(last), torch.zeros_like(last), hidden, features)
     return state, sum(starts)
 

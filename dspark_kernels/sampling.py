@@ -1,6 +1,6 @@
 """How tokens are drawn: options for one request or each request of a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ from .checks import integer, number, plain
 from .ops import fused_linear, linear_topk, sample_logits
 from .ops.linear_topk import MAX_K
 from .packing import Packing, pack
-from .tree import DraftTree
 
 LEAST_TEMPERATURE = 1e-6  # logits over less are no float32 numbers
 
@@ -41,8 +40,8 @@ class Sampling:
     temperature: 0 for greedy decoding, or 1e-6 and more. seed: of the noise; the same seed gives
     the same text. top_k: 0 for off. top_p: in (0, 1], 1 for off. min_p: in [0, 1], 0 for off.
     repetition_penalty: above 0, 1 for off; logits of tokens that stand in the prompt or behind it
-    are divided by it where they are above 0, else multiplied (Keskar et al. 2019). Drafts do not
-    know of it, so that fewer of their tokens are accepted.
+    are divided by it where they are above 0, else multiplied (Keskar et al. 2019). Drafts foresee
+    it for tokens of the text, not for those that they propose themselves.
     """
 
     temperature: float | Sequence[float] = 0.0
@@ -92,47 +91,18 @@ class Sampling:
         )
 
 
-def text_before(
-    history: torch.Tensor, lengths: torch.Tensor, tree: DraftTree | None = None,
-    packing: Packing | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """The tokens before each draw: history int64 [B, S] -> int64 [T, S + N], or [B, S].
-
-    Of the history those up to its length, and of a tree the nodes on the path; in the other places
-    is one of these again. packing: the slots of the trees which take part; None for all.
-    """
-    known = torch.arange(history.shape[1], device=history.device) < lengths[:, None]
-    history = torch.where(known, history, history[:, :1])
-    if tree is None:
-        return history
-    batch, count = tree.tokens.shape
-    nodes = torch.arange(count, device=history.device)
-    above = (tree.ancestors[:, :, nodes // 64] >> nodes % 64) & 1  # [B, N, N]
-    path = torch.where(above == 1, tree.tokens[:, None], tree.tokens[:, :, None])
-    requests = torch.arange(batch, device=history.device)[:, None].expand(-1, count)
-    return torch.cat((history[pack(requests, packing)], pack(path, packing)), dim=1)
-
-
-def _penalize(logits, tokens, penalty):
-    """Make tokens int64 [T, L] less likely, in place: logits [T, V] by penalty [B]."""
-    values = logits.gather(1, tokens).unflatten(0, (len(penalty), -1))  # [B, T / B, L]
-    penalty = penalty[:, None, None]
-    penalized = torch.where(values > 0, values / penalty, values * penalty)
-    logits.scatter_(1, tokens, penalized.flatten(0, 1))
-
-
 def draw(
     target, hidden: torch.Tensor, positions: torch.Tensor, sampling: DrawTensors,
-    before: Callable[[], torch.Tensor], packing: Packing | None = None,
+    seen: torch.Tensor | None, packing: Packing | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The target's own draws: hidden [T, D], positions int64 [B, N] of the nodes -> ids int64 [T].
 
-    before: gives the tokens before each draw, see `text_before`. packing: the slots which the T
-    rows are, None for all. A draw's noise is that of the position behind its node. Logits of the
-    whole vocabulary exist only where more than MAX_K of them may matter; of more than MAX_K that
-    are equal at the end of a shorter top-k, the first are kept.
+    seen: the tokens before each draw, see `seen_tokens`; None without a penalty. packing: the slots
+    which the T rows are, None for all. A draw's noise is that of the position behind its node.
+    Logits of the whole vocabulary exist only where more than MAX_K of them may matter; of more than
+    MAX_K that are equal at the end of a shorter top-k, the first are kept.
     """
-    noise, truncation = {}, {}
+    noise, truncation, penalty = {}, {}, {}
     altered = sampling.temperature is not None or sampling.repetition_penalty is not None
     if altered and packing is not None:  # the requests' numbers of rows differ
         requests = packing.slots // positions.shape[1]
@@ -144,22 +114,22 @@ def draw(
             "position": pack(positions, packing) + 1,
         }
         truncation = sampling.truncation
-    penalty, weight, bias = sampling.repetition_penalty, target.lm_head, target.lm_head_bias
+    if sampling.repetition_penalty is not None:
+        penalty = {"seen": seen, "repetition_penalty": sampling.repetition_penalty}
+    weight, bias = target.lm_head, target.lm_head_bias
     capped = target.logit_cap is not None and altered  # the largest logit does not see a cap
-    if not truncation and penalty is None and not capped:
-        _, ids, _ = linear_topk(hidden, weight, 1, bias=bias, **noise)
+    if not truncation and not capped:
+        _, ids, _ = linear_topk(hidden, weight, 1, bias=bias, **noise, **penalty)
         return ids[:, 0]
     ids = None
-    if truncation and sampling.top_few is not None and penalty is None:
-        logits, ids, _ = linear_topk(hidden, weight, min(MAX_K, len(weight)), bias=bias)
+    if truncation and sampling.top_few is not None and not (capped and penalty):
+        logits, ids, _ = linear_topk(hidden, weight, min(MAX_K, len(weight)), bias=bias, **penalty)
         logits = logits.to(hidden.dtype)  # as in the other ways: a batch may mix both
+        penalty = {}
     elif hidden.is_cuda:
         logits = torch.nn.functional.linear(hidden, weight, bias)
     else:  # of which the logits of a row do not depend on the number of rows
         logits = fused_linear(hidden, [weight], biases=[] if bias is None else [bias])
     if capped:
         logits = target.logit_cap * torch.tanh(logits / target.logit_cap)
-    if penalty is not None:
-        logits = logits.float()
-        _penalize(logits, before(), penalty)
-    return sample_logits(logits, ids=ids, **noise, **truncation)
+    return sample_logits(logits, ids=ids, **noise, **truncation, **penalty)

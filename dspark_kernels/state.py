@@ -6,7 +6,8 @@ from functools import cached_property
 import torch
 
 from .cache import KVCache
-from .ops import advance_step
+from .ops import advance_step, seen_tokens
+from .packing import Packing
 from .sampling import DrawTensors
 from .side import SideStream
 from .tree import DraftTree, chain
@@ -40,6 +41,7 @@ class State:
     limit: torch.Tensor  # int32 [B], length at which a request ends
     done: torch.Tensor  # bool [B]
     side: SideStream
+    vocab_size: int
 
     @classmethod
     def empty(cls, target, batch: int, capacity: int, sampling: DrawTensors, stops: int) -> "State":
@@ -64,6 +66,7 @@ class State:
             limit=zeros(batch),
             done=zeros(batch, dtype=torch.bool),
             side=SideStream(device),
+            vocab_size=target.lm_head.shape[0],
         )
 
     @property
@@ -97,6 +100,22 @@ class State:
             tokens, counts, node, hidden, rows=rows, stop=self.stop, limit=self.limit,
             history=self.history, lengths=self.lengths, cache_seqlens=self.cache.seqlens,
             root=self.root, done=self.done, kept=kept,
+        )  # fmt: skip
+
+    def seen(
+        self, tree: DraftTree | None = None, packing: Packing | None = None
+    ) -> torch.Tensor | None:
+        """The tokens before each draw, of which `seen_tokens` tells; None if no penalty needs them.
+
+        tree, packing: draws at its nodes, or at those slots of it; None: one behind each text.
+        """
+        if self.sampling.repetition_penalty is None:
+            return None
+        return seen_tokens(
+            self.history, self.lengths, self.vocab_size,
+            tokens=None if tree is None else tree.tokens,
+            ancestors=None if tree is None else tree.ancestors,
+            slots=None if packing is None else packing.slots,
         )  # fmt: skip
 
     @cached_property

@@ -21,7 +21,7 @@ def inputs(B=4, K=3, V=11, seed=0, dtype=torch.float32, similar=1.0):
     rows = torch.arange(K) + position[:, None]
     tokens = sample_logits(
         draft.flatten(0, 1), None, temperature.repeat_interleave(K), seeds.repeat_interleave(K),
-        rows.flatten(), None, None, None,
+        rows.flatten(), None, None, None, None, None,
     ).view(B, K)  # fmt: skip
     return tokens, draft.to(dtype), target.to(dtype), temperature, seeds, position
 

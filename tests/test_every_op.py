@@ -71,7 +71,11 @@ def every_op(i):
     out, out_lse = dk.tree_attention(
         q, *caches, lengths, tree.ancestors, window=30, softcap=20.0, return_lse=True
     )
-    drawn = dk.linear_topk(i["node_hidden"], i["lm_head"], 1, **node_noise)
+    seen = dk.seen_tokens(
+        i["history"], i["lengths"], V, tokens=tree.tokens, ancestors=tree.ancestors
+    )
+    penalty = {"seen": seen, "repetition_penalty": i["temperature"] + 0.5}
+    drawn = dk.linear_topk(i["node_hidden"], i["lm_head"], 1, **penalty, **node_noise)
     targets = drawn[1].view(B, N)
     walk = dk.accept_tree(tree, targets, caches, lengths)
     logits = (i["node_hidden"] @ i["lm_head"].T).view(B, N, V)
@@ -84,7 +88,7 @@ def every_op(i):
     top_k = torch.full((B,), 20, dtype=torch.int32, device=logits.device)
     top_p = torch.full((B,), 0.9, device=logits.device)
     cuts = {"top_k": top_k, "top_p": top_p}
-    sampled = dk.sample_logits(logits.flatten(0, 1), **cuts, **node_noise)
+    sampled = dk.sample_logits(logits.flatten(0, 1), **cuts, **penalty, **node_noise)
     sampled_few = dk.sample_logits(keys, ids=ids, **cuts, **noise)
     chain = dk.chain_reject(
         targets[:, :K], logits[:, :K], logits[:, : K + 1], i["temperature"], i["seed"],
@@ -92,7 +96,7 @@ def every_op(i):
     )  # fmt: skip
     return [
         heads, keys, ids, lse, *merged, paths, matched, *tree, *packing, qkv, *mlp, out,
-        out_lse, *drawn, *walk, emitted, *typical, sampled, sampled_few, *chain, *caches,
+        out_lse, seen, *drawn, *walk, emitted, *typical, sampled, sampled_few, *chain, *caches,
         i["history"], i["lengths"], i["hidden"],
     ]  # fmt: skip
 

@@ -151,7 +151,13 @@ def test_a_step_does_the_same_whatever_its_data(target, draft, budget):
 
 @torch.inference_mode()
 @values_on_trust()
-@pytest.mark.parametrize(("options", "most"), [(Sampling(), 17), (PLAIN, 20), (FEW, 21)])
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (Sampling(), 17), (PLAIN, 20), (FEW, 21),
+        (Sampling(repetition_penalty=1.1), 19), (replace(FEW, repetition_penalty=1.1), 24),
+    ],
+)  # fmt: skip
 def test_a_step_adds_few_launches_to_the_target(target, draft, options, most, monkeypatch):
     """A linear_topk counts as one here and is two."""
     state, _ = prefill(target, PROMPTS[0], options, [3], 20, room=40)

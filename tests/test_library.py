@@ -189,6 +189,7 @@ def call(op, *arguments):
 X, W, KEYS = torch.zeros(2, 8), torch.zeros(20, 8), torch.zeros(2, 3, 4)
 Q, CACHE, LENGTHS = torch.zeros(1, 2, 4, 8), torch.zeros(1, 9, 2, 8), torch.zeros(1).int()
 WORDS, NONE = torch.zeros(1, 2, 1).long(), (None,) * 9
+REST = (*NONE[:5], 0, None, None)  # of the arguments of linear_topk
 
 
 @native
@@ -196,25 +197,31 @@ WORDS, NONE = torch.zeros(1, 2, 1).long(), (None,) * 9
 @pytest.mark.parametrize(
     ("op", "arguments", "message"),
     [
-        ("linear_topk", (X.double(), W, 1, *NONE[:5], 0), "x must have dtype Float, BFloat16"),
-        ("linear_topk", (X, W.half(), 1, *NONE[:5], 0), "weight must have dtype Float, got Half"),
-        ("linear_topk", (X, W[:, :7], 1, *NONE[:5], 0), r"weight must have shape \[V, D\], got"),
-        ("linear_topk", (X, W, 21, *NONE[:5], 0), "k must be from 1 to V, got 21"),
-        ("linear_topk", (X, W, 1, X[0], *NONE[:4], 0), r"bias must have shape \[V\], got \[8\]"),
-        ("linear_topk", (X, W, 1, None, X[:, 0], *NONE[:3], 0), "seed and position must come"),
+        ("linear_topk", (X.double(), W, 1, *REST), "x must have dtype Float, BFloat16"),
+        ("linear_topk", (X, W.half(), 1, *REST), "weight must have dtype Float, got Half"),
+        ("linear_topk", (X, W[:, :7], 1, *REST), r"weight must have shape \[V, D\], got"),
+        ("linear_topk", (X, W, 21, *REST), "k must be from 1 to V, got 21"),
+        ("linear_topk", (X, W, 1, X[0], *REST[1:]), r"bias must have shape \[V\], got \[8\]"),
+        ("linear_topk", (X, W, 1, None, X[:, 0], *REST[2:]), "seed and position must come"),
         (
             "linear_topk",
-            (X, W, 1, None, X[0, :3], *NONE[:3], 0),
+            (X, W, 1, None, X[0, :3], *REST[2:]),
             r"temperature must have shape \[B\] with B dividing M, got \[3\]",
         ),
         ("draft_blocks", (X, W, X, None, None), r"weight must have shape \[H, D, F\]"),
         ("merge_topk", (KEYS, KEYS, KEYS[0], 1), "ids must have dtype Long, got Float"),
         ("merge_topk", (KEYS, KEYS.long(), KEYS[:, :, 0], 9), "k must be from 1 to S·K, got 9"),
-        ("sample_logits", (X[:, :0], *NONE[:7]), "logits must have 1 to 2\\^31 columns, got 0"),
+        ("sample_logits", (X[:, :0], *NONE), "logits must have 1 to 2\\^31 columns, got 0"),
         (
             "sample_logits",
-            (X, *NONE[:5], X[0, :0], None),
+            (X, *NONE[:5], X[0, :0], *NONE[:3]),
             r"top_p must have shape \[B\] with B dividing M, got \[0\]",
+        ),
+        ("linear_topk", (X, W, 1, *REST[:-2], None, X[:, 0]), "seen must come with repetition_pen"),
+        (
+            "sample_logits",
+            (X, *NONE[:7], WORDS[0, :0], X[0, :1]),
+            r"seen must have shape \[R, words\] with R dividing M, got \[0, 1\]",
         ),
         (
             "tree_attention",

@@ -4,14 +4,19 @@ import pytest
 import torch
 from chi_square import chi_square
 from dtypes import DTYPES
+from penalties import WRONG, penalty
 
 import dspark_kernels
 from dspark_kernels._library import backend_of
 from dspark_kernels.reference.linear_topk import linear_topk as reference
 from dspark_kernels.reference.linear_topk import perturb
 from dspark_kernels.reference.noise import gumbel
+from dspark_kernels.reference.seen_tokens import penalize
 
-NAMES = ("bias", "temperature", "seed", "position", "id_map", "vocab_offset")
+NAMES = (
+    "bias", "temperature", "seed", "position", "id_map", "vocab_offset", "seen",
+    "repetition_penalty",
+)  # fmt: skip
 
 
 def inputs(M=4, V=50, D=32, k=3, dtype=torch.float32, noise=False, seed=0, device="cpu"):
@@ -44,12 +49,13 @@ def positional(arguments):
 def check(arguments):
     """The public op against the reference: every id has the score of its rank, within rounding."""
     keys, ids, logsumexp = dspark_kernels.linear_topk(**arguments)
-    x, weight, k, bias, temperature, seed, position, id_map, offset = positional(arguments)
+    x, weight, k, bias, temperature, seed, position, id_map, offset, *less = positional(arguments)
     expected_keys, expected_ids, expected_logsumexp = reference(*positional(arguments))
     assert keys.shape == ids.shape == (len(x), k) and logsumexp.shape == (len(x),)
     assert keys.dtype == logsumexp.dtype == torch.float32 and ids.dtype == torch.int64
     tokens = torch.arange(len(weight), device=x.device) + offset if id_map is None else id_map
     scores = x.float() @ weight.float().T + (0 if bias is None else bias.float())
+    scores = penalize(scores, tokens, *less)
     scores = perturb(scores, tokens, temperature, seed, position)
     close = {"rtol": 1e-5, "atol": 1e-5 * (1 + float(scores[scores.isfinite()].abs().max()))}
     torch.testing.assert_close(keys, expected_keys, **close)
@@ -66,13 +72,20 @@ def check(arguments):
 # --- the definition -----------------------------------------------------------------------------
 
 
-def oracle(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+def oracle(
+    x, weight, k, bias, temperature, seed, position, id_map, vocab_offset, seen, repetition_penalty
+):
     """Sorting Python floats, one row at a time."""
     ids = [row + vocab_offset for row in range(len(weight))] if id_map is None else id_map.tolist()
     for row in range(len(x)):
         scores = (x[row].double() @ weight.double().T).tolist()
         if bias is not None:
             scores = [score + float(b) for score, b in zip(scores, bias, strict=True)]
+        if seen is not None:
+            words, by = seen[row].tolist(), float(repetition_penalty[row])
+            there = [t < 64 * len(words) and words[t // 64] >> t % 64 & 1 for t in ids]
+            less = [score / by if score > 0 else score * by for score in scores]
+            scores = [a if known else b for known, a, b in zip(there, less, scores, strict=True)]
         if temperature is not None and temperature[row] > 0:
             noise = gumbel(seed[row : row + 1], position[row : row + 1], torch.tensor(ids))[0]
             tau = float(temperature[row])
@@ -85,13 +98,16 @@ def oracle(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset
         yield [scores[v] for v in order], [ids[v] for v in order], logsumexp
 
 
+@pytest.mark.parametrize("penalized", [False, True])
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("k", [1, 4, 11])
-def test_definition_is_sorting(k, noise):
+def test_definition_is_sorting(k, noise, penalized):
     arguments = inputs(V=11, D=5, k=k, noise=noise)
+    if penalized:
+        arguments |= penalty(4, 30, seed=2)  # the last tokens are beyond its 64 bits
     arguments["x"][1] = math.nan
     arguments["weight"][[2, 7]] = 0.25  # a tie
-    arguments["id_map"] = torch.arange(11) * 3 + 1
+    arguments["id_map"] = torch.arange(11) * 7 + 1
     keys, ids, logsumexp = reference(*positional(arguments))
     for row, expected in enumerate(oracle(*positional(arguments))):
         torch.testing.assert_close(keys[row], torch.tensor(expected[0]))
@@ -105,7 +121,7 @@ def draws(function, count=4000, V=8, temperature=0.7):
     x, weight = torch.randn(1, 4, generator=g), torch.randn(V, 4, generator=g)
     ids = function(
         x.expand(count, -1).contiguous(), weight, 1, None, torch.full((count,), temperature),
-        torch.full((count,), 5), torch.arange(count), None, 0,
+        torch.full((count,), 5), torch.arange(count), None, 0, None, None,
     )[1]  # fmt: skip
     return torch.bincount(ids[:, 0], minlength=V).double(), (x @ weight.T)[0].double()
 
@@ -168,6 +184,53 @@ def test_without_bias(device):
     arguments = inputs(noise=True, device=device)
     del arguments["bias"]
     check(arguments)
+
+
+PENALIZED = [  # M, V, D, k, noise
+    (1, 1, 1, 1, False),
+    (5, 130, 33, 8, True),
+    (17, 70, 65, 64, False),
+    (40, 700, 16, 3, True),
+    (70, 300, 96, 2, False),
+]
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("M", "V", "D", "k", "noise"), PENALIZED)
+def test_penalty(M, V, D, k, noise, dtype, device):
+    arguments = inputs(M, V, D, k, dtype, noise, device=device)
+    check(arguments | penalty(M, V, device=device))
+
+
+@pytest.mark.backend
+def test_a_penalty_is_of_tokens_not_of_rows(device):
+    """Of a reduced vocabulary, or of a shard; some tokens are beyond the bits."""
+    arguments = inputs(M=5, V=60, k=7, device=device)
+    id_map = torch.arange(60, device=device) * 5 + 3
+    check(arguments | {"id_map": id_map} | penalty(5, 200, device=device))
+    check(arguments | {"vocab_offset": 99} | penalty(5, 140, device=device))
+
+
+@pytest.mark.backend
+def test_a_penalty_of_infinite_and_missing_numbers(device):
+    arguments = inputs(M=5, V=70, k=20, device=device) | penalty(5, 70, device=device)
+    arguments["bias"][:20] = -math.inf
+    arguments["bias"][60:] = math.nan
+    arguments["bias"][33] = math.inf
+    check(arguments)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(("M", "B", "R"), [(0, 2, 2), (15, 3, 15), (15, 3, 3), (40, 1, 8)])
+def test_rows_share_what_was_seen(M, B, R, device):
+    arguments = inputs(M=M, V=90, device=device)
+    shared = penalty(B, 90, entries=R, device=device)
+    spread = {
+        name: entry.repeat_interleave(M // len(entry), dim=0) for name, entry in shared.items()
+    }
+    expected = dspark_kernels.linear_topk(**arguments | spread)
+    assert all(map(torch.equal, dspark_kernels.linear_topk(**arguments | shared), expected))
 
 
 @pytest.mark.backend
@@ -313,7 +376,7 @@ def test_a_row_does_not_depend_on_the_others(device):
 
 @pytest.mark.backend
 def test_draws_from_the_softmax(device):
-    def public(x, weight, k, bias, temperature, seed, position, id_map, offset):
+    def public(x, weight, k, bias, temperature, seed, position, *_none):
         tensors = (t.to(device) for t in (x, weight, temperature, seed, position))
         x, weight, temperature, seed, position = tensors
         result = dspark_kernels.linear_topk(
@@ -389,7 +452,15 @@ def test_errors(change, error, message):
         dspark_kernels.linear_topk(**inputs(noise=True) | change)
 
 
+@pytest.mark.parametrize(("change", "error", "message"), WRONG)
+def test_errors_of_a_penalty(change, error, message):
+    with pytest.raises(error, match=f"linear_topk: {message}"):
+        dspark_kernels.linear_topk(**inputs() | penalty(4, 50) | change)
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_opcheck(noise, device):
-    arguments = positional(inputs(noise=noise, device=device))
-    torch.library.opcheck(torch.ops.dspark.linear_topk.default, arguments)
+    arguments = inputs(noise=noise, device=device)
+    for less in ({}, penalty(4, 50, device=device)):
+        given = positional(arguments | less)
+        torch.library.opcheck(torch.ops.dspark.linear_topk.default, given)

@@ -15,6 +15,7 @@ import test_best_slots as slots_cases
 import test_chain_reject as chain_cases
 import test_context_lookup as lookup_cases
 import test_glm_tree as glm_cases
+import test_seen_tokens as seen_cases
 import test_typical_accept as typical_cases
 import torch
 from trees import assert_same_tree, glm_inputs
@@ -198,3 +199,8 @@ def test_advance_step(ops, name):
 @pytest.mark.parametrize("name", slots_cases.CASES)
 def test_best_slots(ops, name):
     slots_cases.check(ops.best_slots, slots_cases.inputs(**slots_cases.CASES[name]))
+
+
+@pytest.mark.parametrize("name", seen_cases.CASES)
+def test_seen_tokens(ops, name):
+    seen_cases.check(ops.seen_tokens, seen_cases.inputs(**seen_cases.CASES[name]))

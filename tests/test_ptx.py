@@ -64,10 +64,11 @@ def test_every_kernel_runs_as_ptx(inputs):  # noqa: F811
     from ptx import device
 
     kernels = ["draft_blocks", "fused_linear", "linear_topk", "merge_topk", "rotary_append"]
-    kernels += ["listed", "pass", "tree_attention"]
+    kernels += ["listed", "pass", "penalize", "tree_attention"]
     if _library.NATIVE_CUDA_ARCHS:
         kernels += ["advance_step", "best_slots", "chain_draw", "chain_finish", "chain_stats"]
-        kernels += ["compact", "context_lookup", "glm_tree", "typical_finish", "typical_stats"]
+        kernels += ["compact", "context_lookup", "glm_tree", "seen_tokens"]
+        kernels += ["typical_finish", "typical_stats"]
     before = {kernel: device.launches(f"{kernel}_kernel") for kernel in kernels}
     every_op(inputs)
     assert [k for k in kernels if device.launches(f"{k}_kernel") == before[k]] == []

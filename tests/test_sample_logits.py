@@ -4,13 +4,18 @@ import pytest
 import torch
 from chi_square import chi_square
 from dtypes import DTYPES
+from penalties import WRONG, penalty
 
 import dspark_kernels
 from dspark_kernels.reference.noise import gumbel
 from dspark_kernels.reference.sample_logits import kept_tokens
 from dspark_kernels.reference.sample_logits import sample_logits as reference
+from dspark_kernels.reference.seen_tokens import penalize
 
-NAMES = ("logits", "ids", "temperature", "seed", "position", "top_k", "top_p", "min_p")
+NAMES = (
+    "logits", "ids", "temperature", "seed", "position", "top_k", "top_p", "min_p", "seen",
+    "repetition_penalty",
+)  # fmt: skip
 
 
 def inputs(M=5, V=40, cuts="", dtype=torch.float32, seed=0, device="cpu", scale=2.0):
@@ -38,10 +43,12 @@ def check(arguments):
     ids, expected = dspark_kernels.sample_logits(**arguments), reference(*positional(arguments))
     assert ids.shape == expected.shape and ids.dtype == torch.int64
     differs = (ids != expected).nonzero()[:, 0]
-    logits, listed, temperature, seed, position = positional(arguments)[:5]
+    logits, listed, temperature, seed, position, *_cuts = positional(arguments)
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    logits = penalize(logits.float(), columns, *positional(arguments)[-2:])
     for row in differs.tolist():
-        scores = logits[row].float() / temperature[row]
-        tokens = torch.arange(len(scores), device=scores.device) if listed is None else listed[row]
+        scores = logits[row] / temperature[row]
+        tokens = columns if listed is None else listed[row]
         scores += gumbel(seed[row : row + 1], position[row : row + 1], tokens)[0]
         one, other = (scores[tokens == drawn[row]].max() for drawn in (ids, expected))
         assert abs(one - other) <= 1e-5 * (1 + abs(other)), (row, ids[row], expected[row])
@@ -82,9 +89,9 @@ def test_definition_of_truncation(top_k, top_p, min_p, ties):
 
 def test_definition_without_temperature_is_argmax():
     logits = torch.tensor([[1.0, 3.0, 3.0], [math.nan, -math.inf, -5.0], [math.nan] * 3])
-    assert reference(logits, *[None] * 7).tolist() == [1, 2, 0]
+    assert reference(logits, *[None] * 9).tolist() == [1, 2, 0]
     ids = torch.tensor([[9, 8, 4], [3, 2, 1], [7, 6, 5]])
-    assert reference(logits, ids, *[None] * 6).tolist() == [8, 1, 7]
+    assert reference(logits, ids, *[None] * 8).tolist() == [8, 1, 7]
 
 
 @pytest.mark.parametrize("cuts", ["", "top_k", "top_p", "min_p", "top_k top_p min_p"])
@@ -99,6 +106,7 @@ def test_definition_draws_from_the_truncated_softmax(cuts):
     ids = reference(
         logits.expand(count, -1), None, torch.full((count,), 0.8), torch.full((count,), 3),
         torch.arange(count), *(None if row is None else row.expand(count) for row in rows),
+        None, None,
     )  # fmt: skip
     counts = torch.bincount(ids, minlength=V).double()
     kept = kept_tokens(logits / 0.8, *rows)[0]
@@ -131,6 +139,50 @@ def test_shapes(M, V, cuts, dtype, device):
 @pytest.mark.parametrize("cuts", CUTS)
 def test_large_vocabulary(cuts, device):
     check(inputs(3, 5_011, cuts, seed=4, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize(("M", "V", "seen"), [(1, 1, 1), (5, 63, 63), (9, 64, 10), (12, 999, 500)])
+def test_penalty(M, V, seen, cuts, dtype, device):
+    """The last columns may be beyond its bits."""
+    arguments = inputs(M, V, cuts, dtype, device=device)
+    check(arguments | penalty(M, seen, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("noise", [False, True])
+def test_the_penalized_draw_is_that_of_linear_topk(noise, device):
+    g = torch.Generator().manual_seed(1)
+    x, weight = torch.randn(10, 16, generator=g), torch.randn(990, 16, generator=g)
+    x, weight = x.to(device), weight.to(device)
+    options = penalty(5, 990, entries=10, device=device)
+    options["seen"][:] = -1  # every token: else one that is not seen may be drawn in all rows
+    options["seen"][:, ::2] = 0
+    if noise:
+        options |= {
+            "temperature": torch.full((5,), 0.5, device=device),
+            "seed": torch.arange(5, device=device),
+            "position": torch.arange(10, device=device),
+        }
+    ids = dspark_kernels.sample_logits(x @ weight.T, **options)
+    assert torch.equal(ids, dspark_kernels.linear_topk(x, weight, 1, **options)[1][:, 0])
+    without = {name: None for name in ("seen", "repetition_penalty")}
+    assert not torch.equal(ids, dspark_kernels.sample_logits(x @ weight.T, **options | without))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(("M", "B", "R"), [(0, 2, 2), (15, 3, 15), (15, 3, 3), (40, 1, 8)])
+def test_rows_share_what_was_seen(M, B, R, device):
+    arguments = inputs(M, 70, device=device)
+    shared = penalty(B, 70, entries=R, device=device)
+    shared |= {name: inputs(B, 70)[name].to(device) for name in ("temperature", "seed")}
+    spread = {
+        name: entry.repeat_interleave(M // len(entry), dim=0) for name, entry in shared.items()
+    }
+    expected = dspark_kernels.sample_logits(**arguments | spread)
+    assert torch.equal(dspark_kernels.sample_logits(**arguments | shared), expected)
 
 
 @pytest.mark.backend
@@ -337,9 +389,27 @@ def test_errors(change, error, message):
         dspark_kernels.sample_logits(**inputs() | change)
 
 
+@pytest.mark.parametrize(("change", "error", "message"), WRONG)
+def test_errors_of_a_penalty(change, error, message):
+    arguments = {"logits": torch.zeros(4, 40)} | penalty(4, 40)
+    with pytest.raises(error, match=f"sample_logits: {message}"):
+        dspark_kernels.sample_logits(**arguments | change)
+
+
+def test_a_list_takes_no_penalty():
+    arguments = listed(inputs(), 7) | penalty(5, 40)
+    with pytest.raises(ValueError, match="sample_logits: seen must be left out with ids, got both"):
+        dspark_kernels.sample_logits(**arguments)
+
+
 @pytest.mark.parametrize("count", [None, 20])
 @pytest.mark.parametrize("cuts", ["", "top_k top_p min_p"])
 def test_opcheck(cuts, count, device):
     arguments = inputs(cuts=cuts, device=device)
     arguments = positional(arguments if count is None else listed(arguments, count))
+    torch.library.opcheck(torch.ops.dspark.sample_logits.default, arguments)
+
+
+def test_opcheck_with_a_penalty(device):
+    arguments = positional(inputs(device=device) | penalty(5, 40, device=device))
     torch.library.opcheck(torch.ops.dspark.sample_logits.default, arguments)

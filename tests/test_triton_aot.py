@@ -57,19 +57,25 @@ def noise(rows):
     return floats(rows), int64s(rows), int64s(rows)
 
 
+def penalty(rows):
+    return int64s(rows, V // 64), floats(rows)
+
+
 def call_linear_topk(dtype, rows, k):
     x, weight, bias = empty(rows, D, dtype=dtype), empty(V, D, dtype=dtype), empty(V, dtype=dtype)
-    linear_topk(x, weight, k, bias, *noise(rows), int64s(V), 0)
+    linear_topk(x, weight, k, bias, *noise(rows), int64s(V), 0, None, None)
+    linear_topk(x, weight, k, None, *noise(rows), None, 0, *penalty(rows))
 
 
 def call_logits_topk(dtype, k):
-    linear_topk(empty(256, D), empty(V, D), k, None, *noise(256), None, 0)
+    linear_topk(empty(256, D), empty(V, D), k, None, *noise(256), None, 0, *penalty(256))
 
 
 def call_sample_logits(dtype, width):
-    sample_logits(empty(64, V), None, *noise(64), int32s(64), floats(64), floats(64))
+    cuts = int32s(64), floats(64), floats(64)
+    sample_logits(empty(64, V), None, *noise(64), *cuts, *penalty(64))
     listed = empty(64, 64), int64s(64, 64)
-    sample_logits(*listed, *noise(64), int32s(64), floats(64), floats(64))
+    sample_logits(*listed, *noise(64), *cuts, None, None)
 
 
 def call_draft_blocks(dtype, batch):

@@ -7,6 +7,7 @@
 //   int scan(int n, int* total)  the sum over the members before this one, and over all
 //   int add(int* counter, int n) atomic; returns the value before
 //   void lower(int* slot, int n) atomic; *slot becomes n if that is less
+//   void set_bits(uint32_t* word, uint32_t bits)   atomic
 //   Team team()                  a part of the group with lane, size, min, max, sum of its own, and
 //                                index() and count(): a warp of a block; else the group itself;
 //                                with a matrix unit also of(i, value), what its lane i holds, and

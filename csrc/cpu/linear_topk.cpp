@@ -60,12 +60,11 @@ float merge_logsumexp(const LinearTopk& p, int64_t tasks, int64_t row) {
   return static_cast<float>(highest + std::log(sum));
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t k,
-                                               std::optional<Tensor> bias,
-                                               std::optional<Tensor> temperature,
-                                               std::optional<Tensor> seed,
-                                               std::optional<Tensor> position,
-                                               std::optional<Tensor> id_map, int64_t vocab_offset) {
+std::tuple<Tensor, Tensor, Tensor> linear_topk(
+    Tensor x, Tensor weight, int64_t k, std::optional<Tensor> bias,
+    std::optional<Tensor> temperature, std::optional<Tensor> seed, std::optional<Tensor> position,
+    std::optional<Tensor> id_map, int64_t vocab_offset, std::optional<Tensor> seen,
+    std::optional<Tensor> repetition_penalty) {
   LinearTopk p{};
   p.dtype = float_dtype(x, kOp, "x");
   check_dtype(weight, x.scalar_type(), kOp, "weight");
@@ -81,12 +80,20 @@ std::tuple<Tensor, Tensor, Tensor> linear_topk(Tensor x, Tensor weight, int64_t 
   const PerRow<float> temperature_(temperature, ScalarType::Float, p.rows, kOp, "temperature");
   const PerRow<int64_t> seed_(seed, ScalarType::Long, p.rows, kOp, "seed");
   const Optional position_(position, ScalarType::Long, {p.rows}, kOp, "position", "have shape [M]");
+  const PenaltyArguments penalty_(seen, repetition_penalty, p.rows, kOp);
   const Optional id_map_(id_map, ScalarType::Long, {p.vocab}, kOp, "id_map", "have shape [V]");
   check(!temperature || (seed && position), kOp, "seed and position", "come with temperature",
         "none");
   p.bias = bias_.data<void>(), p.temperature = temperature_.data();
   p.seed = seed_.data(), p.position = position_.data<int64_t>();
   p.id_map = id_map_.data<int64_t>(), p.vocab_offset = vocab_offset;
+  p.penalty = penalty_.view;
+  std::vector<int64_t> any_seen(p.penalty.words);
+  for (int64_t row = 0; seen && row < p.rows; row += p.penalty.rows_per_entry) {
+    const int64_t* bits = p.penalty.seen + row / p.penalty.rows_per_entry * p.penalty.words;
+    for (int64_t word = 0; word < p.penalty.words; ++word) any_seen[word] |= bits[word];
+  }
+  p.any_seen = any_seen.data();
 
   Tensor keys = empty({p.rows, k}, ScalarType::Float), ids = empty({p.rows, k}, ScalarType::Long);
   Tensor logsumexp = empty({p.rows}, ScalarType::Float);

@@ -4,6 +4,7 @@
 
 #include "common/types.h"
 #include "cpu/isa.h"
+#include "cpu/penalty.h"
 
 namespace dspark {
 
@@ -15,6 +16,8 @@ struct LinearTopk {
   const float* temperature;  // [rows] or null
   const int64_t *seed, *position, *id_map;
   int64_t vocab_offset;
+  Penalty penalty;
+  const int64_t* any_seen;  // [penalty.words], of all rows together
 
   int64_t task_rows;     // rows of the weight in one task
   int64_t padded_rows;   // rows, rounded up to the kernel's vectors

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/launch.h"
+#include "cpu/penalty.h"
 
 namespace dspark {
 
@@ -28,6 +29,31 @@ class PerRow {
 
  private:
   std::vector<T> rows_;
+};
+
+// The checked arguments `seen` and `repetition_penalty`.
+class PenaltyArguments {
+ public:
+  PenaltyArguments(const std::optional<Tensor>& seen, const std::optional<Tensor>& penalty,
+                   int64_t rows, const char* op)
+      : penalty_(penalty, ScalarType::Float, rows, op, "repetition_penalty") {
+    check(seen.has_value() == penalty.has_value(), op, "seen", "come with repetition_penalty",
+          "one of them");
+    if (!seen) return;
+    constexpr const char* kExpected = "have shape [R, words] with R dividing M";
+    seen_ = whole(*seen, ScalarType::Long, {-1, -1}, op, "seen", kExpected);
+    const int64_t entries = seen_->size(0);
+    check(rows == 0 || (entries > 0 && rows % entries == 0), op, "seen", kExpected,
+          shape_string(*seen_));
+    view = {static_cast<const int64_t*>(seen_->const_data_ptr()), seen_->size(1),
+            rows == 0 ? 1 : rows / entries, penalty_.data()};
+  }
+
+  Penalty view{};
+
+ private:
+  PerRow<float> penalty_;
+  std::optional<Tensor> seen_;
 };
 
 }  // namespace dspark

@@ -18,7 +18,8 @@ constexpr const char* kOp = "sample_logits";
 Tensor sample_logits(Tensor logits, std::optional<Tensor> ids, std::optional<Tensor> temperature,
                      std::optional<Tensor> seed, std::optional<Tensor> position,
                      std::optional<Tensor> top_k, std::optional<Tensor> top_p,
-                     std::optional<Tensor> min_p) {
+                     std::optional<Tensor> min_p, std::optional<Tensor> seen,
+                     std::optional<Tensor> repetition_penalty) {
   SampleLogits p{};
   p.dtype = float_dtype(logits, kOp, "logits");
   check_shape(logits, {-1, -1}, kOp, "logits", "have shape [M, V]");
@@ -35,6 +36,9 @@ Tensor sample_logits(Tensor logits, std::optional<Tensor> ids, std::optional<Ten
   const PerRow<int32_t> top_k_(top_k, ScalarType::Int, p.rows, kOp, "top_k");
   const PerRow<float> top_p_(top_p, ScalarType::Float, p.rows, kOp, "top_p");
   const PerRow<float> min_p_(min_p, ScalarType::Float, p.rows, kOp, "min_p");
+  const PenaltyArguments penalty_(seen, repetition_penalty, p.rows, kOp);
+  check(!seen || !ids, kOp, "seen", "be left out with ids", "both");
+  p.penalty = penalty_.view;
   p.logits = rows.const_data_ptr(), p.stride = rows.stride(0), p.ids = ids_.data<int64_t>();
   p.temperature = temperature_.data(), p.seed = seed_.data();
   p.position = position_.data<int64_t>(), p.top_k = top_k_.data();

@@ -4,6 +4,7 @@
 
 #include "common/types.h"
 #include "cpu/isa.h"
+#include "cpu/penalty.h"
 
 namespace dspark {
 
@@ -16,6 +17,7 @@ struct SampleLogits {
   const int64_t *seed, *position;
   const int32_t* top_k;
   const float *top_p, *min_p;
+  Penalty penalty;
 };
 
 // The floats of memory that one row takes.

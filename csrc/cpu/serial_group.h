@@ -38,6 +38,7 @@ struct SerialGroup {
   DSPARK_FORCE_INLINE void lower(int* slot, int value) const {
     if (value < *slot) *slot = value;
   }
+  DSPARK_FORCE_INLINE void set_bits(uint32_t* word, uint32_t bits) const { *word |= bits; }
   static DSPARK_FORCE_INLINE uint32_t float_bits(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);

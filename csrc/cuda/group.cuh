@@ -147,6 +147,7 @@ class BlockGroup : public Vector4Lanes {
     return Vector4Lanes::contains(values, count, kThreads, wanted);
   }
   __device__ void lower(int* slot, int value) const { atomicMin(slot, value); }
+  __device__ void set_bits(uint32_t* word, uint32_t bits) const { atomicOr(word, bits); }
   __device__ int add(int* counter, int value) const { return atomicAdd(counter, value); }
 
   // A warp computes 16 rows of 16 columns of each half.

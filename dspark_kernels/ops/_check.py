@@ -176,6 +176,23 @@ class Check:
             expected = f"have shape [B] with B dividing M={rows}"
             self.require(divides, name, expected, list(value.shape))
 
+    def penalty(self, seen, repetition_penalty) -> None:
+        """Check the bits int64 [R, words] of the tokens seen, R dividing M, and their penalty."""
+        self.option("repetition_penalty", repetition_penalty, FLOAT32)
+        self.values("repetition_penalty", repetition_penalty, torch.finfo(torch.float32).tiny)
+        self.tensor("seen", seen, "R words", INT64, optional=True)
+        if (seen is None) != (repetition_penalty is None):
+            missing, other = "seen", "repetition_penalty"
+            if seen is not None:
+                missing, other = other, missing
+            self.fail(missing, f"be given together with {other}", None)
+        if seen is not None:
+            self.columns("seen", seen)
+            rows, entries = self.sizes["M"], len(seen)
+            divides = rows == 0 or (entries > 0 and rows % entries == 0)
+            expected = f"have shape [R, words] with R dividing M={rows}"
+            self.require(divides, "seen", expected, list(seen.shape))
+
     def noise(self, temperature, seed, position) -> None:
         """Check the three tensors of the noise: temperature float32, seed and position int64."""
         self.option("temperature", temperature, FLOAT32)

@@ -17,6 +17,8 @@ def sample_logits(
     top_k: torch.Tensor | None = None,
     top_p: torch.Tensor | None = None,
     min_p: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
+    repetition_penalty: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One draw per row from softmax(logits / τ), cut by top-k, then top-p, then min-p.
 
@@ -36,6 +38,11 @@ def sample_logits(
         top_k: int32 [B], 0 for off.
         top_p: float32 [B] in (0, 1], 1 for off.
         min_p: float32 [B] in [0, 1], 0 for off.
+        seen: int64 [R, words], the tokens before each draw, by ids, as `seen_tokens` gives them;
+            ids beyond its bits are not seen. R divides M, like B.
+        repetition_penalty: float32 [B], above 0, 1 for off; together with `seen`, whose tokens'
+            logits are divided by it where they are above 0, else multiplied (see
+            `linear_topk`, which does so before it lists: not together with `ids`).
 
     Returns:
         The tokens drawn, int64 [M]; ties go to the first column, NaN logits count as -inf.
@@ -57,4 +64,8 @@ def sample_logits(
     check.values("top_p", top_p, 0, 1)
     check.option("min_p", min_p, FLOAT32)
     check.values("min_p", min_p, 0, 1)
-    return ops.sample_logits.default(logits, ids, temperature, seed, position, top_k, top_p, min_p)
+    check.penalty(seen, repetition_penalty)
+    check.require(ids is None or seen is None, "seen", "be left out with ids", "both")
+    return ops.sample_logits.default(
+        logits, ids, temperature, seed, position, top_k, top_p, min_p, seen, repetition_penalty
+    )

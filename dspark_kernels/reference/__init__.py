@@ -16,6 +16,7 @@ from .linear_topk import linear_topk
 from .merge_topk import merge_topk
 from .rotary_append import rotary_append
 from .sample_logits import sample_logits
+from .seen_tokens import seen_tokens
 from .tree_attention import tree_attention
 from .typical_accept import typical_accept
 
@@ -32,6 +33,7 @@ __all__ = [
     "merge_topk",
     "rotary_append",
     "sample_logits",
+    "seen_tokens",
     "tree_attention",
     "typical_accept",
 ]

@@ -3,15 +3,19 @@
 import torch
 
 from .noise import gumbel, per_row
+from .seen_tokens import penalize
 
 
-def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+def linear_topk(
+    x, weight, k, bias, temperature, seed, position, id_map, vocab_offset, seen, repetition_penalty
+):
     """Top-k and logsumexp of x·Wᵀ + bias, perturbed where τ > 0, see `ops.linear_topk`."""
     logits = x.float() @ weight.float().T  # [M, V]
     if bias is not None:
         logits = logits + bias.float()
     rows = torch.arange(weight.shape[0], device=x.device)
     ids = rows + vocab_offset if id_map is None else id_map
+    logits = penalize(logits, ids, seen, repetition_penalty)
     temperature, seed = per_row(len(x), temperature, seed)
     return select_topk(perturb(logits, ids, temperature, seed, position), ids, k)
 

@@ -13,7 +13,9 @@ LARGEST_BELOW_ONE = 1.0 - 2.0**-24
 
 def per_row(rows: int, *options: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Options [B] of the draw as [rows]: an entry serves rows / B rows in succession."""
-    return [None if t is None else t.repeat_interleave(rows // max(1, len(t))) for t in options]
+    return [
+        None if t is None else t.repeat_interleave(rows // max(1, len(t)), dim=0) for t in options
+    ]
 
 
 def _multiply(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

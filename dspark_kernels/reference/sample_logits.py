@@ -4,19 +4,23 @@ import torch
 
 from .linear_topk import perturb
 from .noise import per_row
+from .seen_tokens import penalize
 
 
-def sample_logits(logits, ids, temperature, seed, position, top_k, top_p, min_p):
+def sample_logits(
+    logits, ids, temperature, seed, position, top_k, top_p, min_p, seen, repetition_penalty
+):
     """One Gumbel-max draw per row from optionally truncated logits, see `ops.sample_logits`."""
     options = per_row(len(logits), temperature, seed, top_k, top_p, min_p)
     temperature, seed, top_k, top_p, min_p = options
-    logits = torch.where(logits.isnan(), float("-inf"), logits.float())
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    logits = penalize(logits.float(), columns, seen, repetition_penalty)
+    logits = torch.where(logits.isnan(), float("-inf"), logits)
     kept = logits
     if temperature is not None:
         scaled = logits / torch.where(temperature > 0, temperature, 1.0)[:, None]
         kept = torch.where(kept_tokens(scaled, top_k, top_p, min_p), logits, float("-inf"))
         kept = torch.where(temperature[:, None] > 0, kept, logits)
-    columns = torch.arange(logits.shape[1], device=logits.device)
     tokens = columns if ids is None else ids
     drawn = perturb(kept, tokens, temperature, seed, position).argmax(dim=1)
     return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]

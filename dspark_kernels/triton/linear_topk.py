@@ -1,4 +1,4 @@
-"""`linear_topk`: x·Wᵀ, noise, top-k and logsumexp in one pass over W.
+"""`linear_topk`: x·Wᵀ, penalty, noise, top-k and logsumexp in one pass over W.
 
 A persistent grid: every program owns equally many equally tall tiles of W, and keeps one running
 top list and logsumexp per row of x; `merge_partials` merges what the programs found. The logits of
@@ -23,7 +23,8 @@ from .config import ceil_div, crossover, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking, rows_per_entry
 from .matmul import balanced_tiles, plain_product, weight_columns, x_columns
 from .merge_topk import merge_partials
-from .topk import add_tile, empty_results, ordered_bits, store_part
+from .penalty import penalized, seen_arguments
+from .topk import add_tile, empty_results, ordered_bits, store_part, token_ids
 
 INTERPRETED = tl.constexpr(INTERPRETER)
 CHUNK_ELEMENTS = 2**23  # float32 logits of one chunk: they stay in the L2
@@ -39,9 +40,36 @@ def _barrier():
         )
 
 
-@triton.jit(do_not_specialize=["M", "rows_per_entry", "tile_rows"])
+@triton.jit
+def _biased(logits, bias_ptr, columns, valid):
+    """Logits [SLICE, BLOCK_M] and the bias of their columns int64 [SLICE]."""
+    if bias_ptr is not None:
+        logits += tl.load(bias_ptr + columns, valid, other=0.0).to(tl.float32)[:, None]
+    return logits
+
+
+@triton.jit
+def _penalize_tile(
+    scratch_ptr, bias_ptr, first, tile_rows, V, known, entries, id_map_ptr, vocab_offset,
+    seen_ptr, penalty_ptr, rows_per_seen, seen_words, SLICE: tl.constexpr,
+):  # fmt: skip
+    """Bias and penalty of a tile's columns from `first` on, in place: not while they are ranked,
+    which needs the registers."""
+    for start in range(0, tile_rows, SLICE):
+        place = start + tl.arange(0, SLICE)
+        column, valid = first + place, (place < tile_rows) & (first + place < V)
+        logits = _biased(tl.load(scratch_ptr + place[:, None]), bias_ptr, column, valid)
+        tokens = token_ids(column, valid, id_map_ptr, vocab_offset)
+        logits = penalized(
+            logits, tokens, known, entries, seen_ptr, penalty_ptr, rows_per_seen, seen_words
+        )
+        tl.store(scratch_ptr + place[:, None], logits)
+
+
+@triton.jit(do_not_specialize=["M", "rows_per_entry", "rows_per_seen", "seen_words", "tile_rows"])
 def _linear_topk_kernel(
     x_ptr, weight_ptr, bias_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
+    seen_ptr, penalty_ptr, rows_per_seen, seen_words,
     scratch_ptr, best_ptr, bar_ptr, packed_ptr, lse_ptr,
     M, rows_per_entry, V, tile_rows, x_stride, weight_stride, vocab_offset,
     D: tl.constexpr, K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
@@ -92,13 +120,18 @@ def _linear_topk_kernel(
             _barrier()
             if best_ptr is not None:
                 bar = tl.maximum(bar, tl.load(bar_ptr))
+            if seen_ptr is not None:
+                _penalize_tile(
+                    scratch_ptr, bias_ptr, first, tile_rows, V, known, entries, id_map_ptr,
+                    vocab_offset, seen_ptr, penalty_ptr, rows_per_seen, seen_words, SLICE,
+                )  # fmt: skip
+                _barrier()
             for start in range(0, tile_rows, SLICE):
                 place = start + slice_offset
                 valid = (place < tile_rows) & (first + place < V)
                 logits = tl.load(scratch_ptr + place[:, None])
-                if bias_ptr is not None:
-                    bias = tl.load(bias_ptr + first + place, valid, other=0.0)
-                    logits += bias.to(tl.float32)[:, None]
+                if seen_ptr is None:
+                    logits = _biased(logits, bias_ptr, first + place, valid)
                 top, bar, maximum, total = add_tile(
                     top, bar, maximum, total, logits, first + start, valid, known,
                     entries, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, vocab_offset,
@@ -111,7 +144,7 @@ def _linear_topk_kernel(
     store_part(packed_ptr, lse_ptr, program, rows, M, top, maximum, total, K, BLOCK_K)
 
 
-def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
+def _fused(x, weight, k, bias, noise, id_map, vocab_offset, penalty):
     """Partial results in one pass over the weight."""
     (rows, width), vocabulary = x.shape, weight.shape[0]
     device = device_of(x)
@@ -129,8 +162,8 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
         best = x.new_full((rows, k), -(2**31), dtype=torch.int32)
         bar = x.new_empty(grid_rows, programs, block_m, dtype=torch.int32)
     _linear_topk_kernel[grid_rows, programs](
-        x, weight, bias, *noise, id_map, scratch, best, bar, packed, logsumexp,
-        rows, rows_per_entry(rows, noise[0]), vocabulary, tile_rows, x.stride(0),
+        x, weight, bias, *noise, id_map, *penalty, scratch, best, bar, packed, logsumexp,
+        rows, rows_per_entry(rows, noise[0], penalty[1]), vocabulary, tile_rows, x.stride(0),
         weight.stride(0), vocab_offset,
         D=width, K=k, BLOCK_K=next_power_of_2(k),
         CONSECUTIVE=id_map is None and vocab_offset % 4 == 0,
@@ -139,7 +172,7 @@ def _fused(x, weight, k, bias, noise, id_map, vocab_offset):
     return packed, logsumexp
 
 
-def _chunked(x, weight, k, bias, noise, id_map, vocab_offset):
+def _chunked(x, weight, k, bias, noise, id_map, vocab_offset, penalty):
     """Partial results by plain products, one chunk of the vocabulary at a time."""
     rows, vocabulary = x.shape[0], weight.shape[0]
     chunk = max(1024, CHUNK_ELEMENTS // rows // 1024 * 1024)
@@ -148,17 +181,20 @@ def _chunked(x, weight, k, bias, noise, id_map, vocab_offset):
         logits = plain_product(x, weight[first : first + chunk])
         if bias is not None:
             logits += bias[first : first + chunk]
-        ranking.add(logits, noise, id_map, vocab_offset, first=first, chunk=index)
+        ranking.add(logits, noise, penalty, id_map, vocab_offset, first=first, chunk=index)
     return ranking.packed, ranking.logsumexp
 
 
-def linear_topk(x, weight, k, bias, temperature, seed, position, id_map, vocab_offset):
+def linear_topk(
+    x, weight, k, bias, temperature, seed, position, id_map, vocab_offset, seen, repetition_penalty
+):
     """Top-k and logsumexp of x·Wᵀ + bias, perturbed if temperature > 0, see `ops.linear_topk`."""
     x, weight = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, weight))
     bias, id_map, *noise = (
         None if t is None else t.contiguous() for t in (bias, id_map, temperature, seed, position)
     )
+    penalty = seen_arguments(x.shape[0], seen, repetition_penalty)
     few = x.shape[0] <= crossover("linear_topk", device_of(x), x.dtype)
     run = _fused if few else _chunked
     with torch.cuda.device_of(x):
-        return merge_partials(*run(x, weight, k, bias, noise, id_map, vocab_offset), k)
+        return merge_partials(*run(x, weight, k, bias, noise, id_map, vocab_offset, penalty), k)

@@ -87,6 +87,15 @@ def _keep_best(top, bar, packed, K: tl.constexpr):
 
 
 @triton.jit
+def token_ids(columns, valid, id_map_ptr, vocab_offset):
+    """The tokens int64 of columns; of those that are not valid any."""
+    if id_map_ptr is not None:
+        return tl.load(id_map_ptr + columns, valid, other=0)
+    else:
+        return columns + vocab_offset
+
+
+@triton.jit
 def add_tile(
     top, bar, maximum, total, logits, first, valid, rows, entries, temperature_ptr, seed_ptr,
     position_ptr, id_map_ptr, vocab_offset, floor_ptr, K: tl.constexpr, CONSECUTIVE: tl.constexpr,
@@ -98,9 +107,7 @@ def add_tile(
     their floor after the division by it. CONSECUTIVE: the tokens count up from a multiple of 4.
     """
     columns = first + tl.arange(0, logits.shape[0])
-    tokens = columns + vocab_offset
-    if id_map_ptr is not None:
-        tokens = tl.load(id_map_ptr + columns, valid, other=0)
+    tokens = token_ids(columns, valid, id_map_ptr, vocab_offset)
     kept = valid[:, None] & (logits == logits)  # NaN counts as -inf
     if temperature_ptr is not None:
         temperature = tl.load(temperature_ptr + entries)[None, :]

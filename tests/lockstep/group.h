@@ -128,6 +128,7 @@ class Group : public dspark::Vector4Lanes, public Collectives<false> {
   }
   int add(int* counter, int value) { return machine_->add(lane_, counter, value); }
   void lower(int* slot, int value) { machine_->lower(lane_, slot, value); }
+  void set_bits(uint32_t* word, uint32_t bits) { machine_->set_bits(lane_, word, bits); }
   bool contains(const int64_t* values, int count, int64_t wanted) const {
     return Vector4Lanes::contains(values, count, size(), wanted);
   }

@@ -120,6 +120,11 @@ void Machine::lower(int, int* slot, int value) {
   if (value < *slot) *slot = value;
 }
 
+void Machine::set_bits(int, uint32_t* word, uint32_t bits) {
+  record(word, sizeof(uint32_t), Access::kAtomic);
+  *word |= bits;
+}
+
 void Machine::record(const void* address, unsigned bytes, Access access) {
   Machine* machine = running;
   if (machine == nullptr) return;

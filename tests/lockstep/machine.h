@@ -34,6 +34,7 @@ class Machine {
   void exchange(int lane, int team, const char* collective, uint64_t value, uint64_t* all);
   int add(int lane, int* counter, int value);
   void lower(int lane, int* counter, int value);
+  void set_bits(int lane, uint32_t* word, uint32_t bits);
 
   // Called for every access of the lane that runs.
   static void record(const void* address, unsigned bytes, Access access);

@@ -9,6 +9,7 @@
 #include "common/compact.h"
 #include "common/glm_tree_arguments.h"
 #include "common/lookup_arguments.h"
+#include "common/seen_arguments.h"
 #include "common/typical_arguments.h"
 #include "group.h"
 
@@ -221,6 +222,23 @@ SlotTensors best_slots(Tensor scores, Tensor num_nodes, Tensor lengths, Tensor l
   return arguments.outputs();
 }
 
+Tensor seen_tokens(Tensor history, Tensor lengths, int64_t vocab_size, std::optional<Tensor> tokens,
+                   std::optional<Tensor> ancestors, std::optional<Tensor> slots) {
+  const SeenArguments arguments(history, lengths, vocab_size, tokens, ancestors, slots,
+                                "seen_tokens");
+  constexpr int kWords = 2;  // of a block: several in vocabularies as small as in tests
+  const int blocks = (arguments.view.words + kWords - 1) / kWords;
+  Rubbish scratch(2 * kWords * sizeof(uint32_t));
+  run(arguments.rows * blocks, [&](Group& group, int64_t block) {
+    const int first = static_cast<int>(block % blocks) * kWords;
+    const int left = arguments.view.words - first;
+    seen_tokens_row(group, arguments.view, block / blocks, first, left < kWords ? left : kWords,
+                    scratch.data<uint32_t>());
+  });
+  check_intact(scratch);
+  return arguments.output();
+}
+
 // Negative controls: a group that forgets a barrier, and one whose lanes part.
 Tensor broken(Tensor values, int64_t how) {
   auto* data = values.mutable_data_ptr<int32_t>();
@@ -266,6 +284,9 @@ STABLE_TORCH_LIBRARY(dspark_lockstep, m) {
       "best_slots(Tensor scores, Tensor num_nodes, Tensor lengths, Tensor limit, Tensor done, "
       "int nodes, int total) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "seen_tokens(Tensor history, Tensor lengths, int vocab_size, Tensor? tokens, "
+      "Tensor? ancestors, Tensor? slots) -> Tensor");
+  m.def(
       "chain_reject(Tensor draft_tokens, Tensor draft_logits, Tensor target_logits, Tensor "
       "temperature, Tensor seed, Tensor position) -> (Tensor, Tensor)");
 }
@@ -282,6 +303,7 @@ STABLE_TORCH_LIBRARY_IMPL(dspark_lockstep, CPU, m) {
   m.impl("typical_accept", TORCH_BOX(&typical_accept));
   m.impl("advance_step", TORCH_BOX(&advance_step));
   m.impl("best_slots", TORCH_BOX(&best_slots));
+  m.impl("seen_tokens", TORCH_BOX(&seen_tokens));
   m.impl("chain_reject", TORCH_BOX(&chain_reject));
 }
 

@@ -4,7 +4,7 @@
 #include "cpu/linear_topk.h"
 
 #include "cpu/kernels/linear.h"
-#include "cpu/kernels/math.h"
+#include "cpu/kernels/penalty.h"
 
 namespace dspark::DSPARK_ISA {
 namespace {
@@ -48,7 +48,26 @@ struct Noise {
   }
 };
 
-// The scores of one vector of rows, in place: bias, temperature, noise; NaN becomes -inf.
+DSPARK_INLINE int64_t token_of(const LinearTopk& p, int64_t column) {
+  return p.id_map ? p.id_map[column] : column + p.vocab_offset;
+}
+
+// Makes the tokens seen less likely, in one vector of rows.
+void penalize(const LinearTopk& p, int64_t first_row, int64_t column, int count, float* c,
+              int c_stride) {
+  for (int v = 0; v < count; ++v) {
+    const int64_t token = token_of(p, column + v), word = token / 64;
+    const uint64_t bit = uint64_t{1} << token % 64;
+    if (word >= p.penalty.words || (p.any_seen[word] & bit) == 0) continue;
+    for (int i = 0; i < kLanes && first_row + i < p.rows; ++i) {
+      float& logit = c[v * c_stride + i];
+      const int64_t row = first_row + i;
+      if (seen_bits(p.penalty, row, word) & bit) logit = penalized(p.penalty, row, logit);
+    }
+  }
+}
+
+// The scores of one vector of rows, in place: bias, penalty, temperature, noise; NaN becomes -inf.
 template <typename T>
 DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t column, int count,
                                  float* c, int c_stride) {
@@ -58,13 +77,14 @@ DSPARK_INLINE void finish_scores(const LinearTopk& p, int64_t first_row, int64_t
       store(c + v * c_stride, load(c + v * c_stride) + to_float(bias[column + v]));
     }
   }
+  if (p.penalty.seen != nullptr) penalize(p, first_row, column, count, c, c_stride);
   if (p.temperature == nullptr) return;
   const Noise noise(p, first_row);
   if (!greater_bits(select(noise.active, splat(1.0f), splat(0.0f)), splat(0.0f))) return;
   Words word[4];
   int64_t block = INT64_MIN;
   for (int v = 0; v < count; ++v) {
-    const int64_t id = p.id_map ? p.id_map[column + v] : column + v + p.vocab_offset;
+    const int64_t id = token_of(p, column + v);
     if (id >> 2 != block) {
       block = id >> 2;
       noise_words(noise.key, splat((uint32_t)block), word);

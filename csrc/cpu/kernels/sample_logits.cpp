@@ -3,7 +3,7 @@
 
 #include "cpu/sample_logits.h"
 
-#include "cpu/kernels/math.h"
+#include "cpu/kernels/penalty.h"
 
 namespace dspark::DSPARK_ISA {
 namespace {
@@ -152,6 +152,14 @@ int64_t run_row(const SampleLogits& p, int64_t row, float* memory) {
   for (int64_t i = 0; i < padded(p.vocab); i += kLanes) {
     const int64_t left = p.vocab - i;
     Floats value = left >= kLanes ? load(logits + i) : load_first(logits + i, left > 0 ? left : 0);
+    if (p.penalty.seen != nullptr) {
+      constexpr uint64_t kOwn = (uint64_t{1} << kLanes) - 1;
+      uint64_t bits = seen_bits(p.penalty, row, i / 64) >> i % 64 & kOwn;
+      for (; bits != 0; bits &= bits - 1) {
+        const int l = __builtin_ctzll(bits);
+        value[l] = penalized(p.penalty, row, value[l]);
+      }
+    }
     value = max(value, splat(-kInfinity)) / divisor;  // no NaN
     if (left < kLanes) value = select(lane < (int32_t)left, value, splat(-kInfinity));
     Best::add(value, lane + (int32_t)i, &best);
