@@ -113,6 +113,13 @@ void convert_shared_address(Warp& w, const Instruction& i, uint32_t lanes) {
   each(lanes, [&](int l) { d[l] = kSign > 0 ? a[l] + base : a[l] - base; });
 }
 
+struct AnyBit {
+  template <typename T>
+  T operator()(T a, T b) const {
+    return a | b;
+  }
+};
+
 template <typename T, typename Op>
 void atomic(Warp& w, const Instruction& i, uint32_t lanes) {  // atom d, [a], b
   each(lanes, [&](int l) {
@@ -131,6 +138,7 @@ Handler atomic_operation(const Instruction& i) {
     if (i.has("add")) return &atomic<T, Add>;
     if (i.has("min")) return &atomic<T, Least>;
     if (i.has("max")) return &atomic<T, Greatest>;
+    if (i.has("or")) return &atomic<T, AnyBit>;
     unknown(i);
   });
 }
