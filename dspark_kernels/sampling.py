@@ -100,7 +100,8 @@ def draw(
     seen: the tokens before each draw, see `seen_tokens`; None without a penalty. packing: the slots
     which the T rows are, None for all. A draw's noise is that of the position behind its node.
     Logits of the whole vocabulary exist only where more than MAX_K of them may matter; of more than
-    MAX_K that are equal at the end of a shorter top-k, the first are kept.
+    MAX_K that are equal at the end of a shorter top-k, the first are kept. A list is rounded to the
+    model's dtype behind a penalty, all logits are before it.
     """
     noise, truncation, penalty = {}, {}, {}
     altered = sampling.temperature is not None or sampling.repetition_penalty is not None
@@ -124,7 +125,7 @@ def draw(
     ids = None
     if truncation and sampling.top_few is not None and not (capped and penalty):
         logits, ids, _ = linear_topk(hidden, weight, min(MAX_K, len(weight)), bias=bias, **penalty)
-        logits = logits.to(hidden.dtype)  # as in the other ways: a batch may mix both
+        logits = logits.to(hidden.dtype)  # as all are: without a penalty, both ways draw the same
         penalty = {}
     elif hidden.is_cuda:
         logits = torch.nn.functional.linear(hidden, weight, bias)

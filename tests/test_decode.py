@@ -30,8 +30,16 @@ SAMPLINGS = {
         "repetition_penalty": [1.3, 1.1, 1.0, 0.8],
         "seed": 2,
     },
+    "penalized, truncated": {
+        "temperature": [1.2, 0.0, 0.7, 1.0], "top_k": [20, 5, 64, 1], "top_p": 0.95, "seed": 8,
+        "repetition_penalty": [1.3, 1.1, 1.0, 1.2],
+    },
+    "penalized, truncated late": {
+        "temperature": 1.2, "top_k": [100, 0, 20, 0], "min_p": 0.01, "seed": 9,
+        "repetition_penalty": 1.2,
+    },
     "mixed": {"temperature": [0.0, 0.7, 1.5, 0.0], "top_k": [0, 0, 5, 0], "seed": [1, 2, 3, 4]},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +196,11 @@ def test_who_shares_a_batch_does_not_change_how_logits_are_rounded(dtype):
     )
     positions = torch.arange(600)[:, None]
     drawn, expected = (sampling.draw(target, hidden, positions, o, None) for o in (few, mixed))
+    assert torch.equal(drawn[:599], expected[:599])
+    penalty = torch.where(torch.arange(600) < 599, 1.0, 1.2)
+    seen = torch.full((600, 8000 // 64), -1)  # every token
+    penalized = few._replace(repetition_penalty=penalty)
+    drawn = sampling.draw(target, hidden, positions, penalized, seen)
     assert torch.equal(drawn[:599], expected[:599])
 
 

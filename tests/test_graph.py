@@ -197,8 +197,11 @@ def test_on_the_cpu_functions_are_called_as_they_are():
 @pytest.mark.cuda
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    "sampling", [Sampling(), Sampling(repetition_penalty=1.2), PLAIN, SAMPLING],
-    ids=["greedy", "greedy, penalized", "sampled", "sampled, penalized"],
+    "sampling",
+    [
+        Sampling(), Sampling(repetition_penalty=1.2), PLAIN, SAMPLING, replace(SAMPLING, top_k=20),
+    ],
+    ids=["greedy", "greedy, penalized", "sampled", "sampled, penalized", "listed, penalized"],
 )  # fmt: skip
 @pytest.mark.parametrize("layers", ["the model's own layers", "fused layers"])
 def test_replayed_steps_are_the_eager_ones(layers, sampling, device):

@@ -222,6 +222,18 @@ def test_a_penalty_of_infinite_and_missing_numbers(device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("entries", [1, 4])
+def test_views_of_what_was_seen(entries, device):
+    arguments = inputs(M=4, V=60, device=device)
+    shared = penalty(4, 60, entries=entries, device=device)
+    expected = dspark_kernels.linear_topk(**arguments | shared)
+    shared["seen"] = shared["seen"].repeat_interleave(2, dim=1)[:, ::2]
+    shared["repetition_penalty"] = shared["repetition_penalty"].repeat_interleave(2)[::2]
+    found = dspark_kernels.linear_topk(**arguments | shared)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize(("M", "B", "R"), [(0, 2, 2), (15, 3, 15), (15, 3, 3), (40, 1, 8)])
 def test_rows_share_what_was_seen(M, B, R, device):
     arguments = inputs(M=M, V=90, device=device)

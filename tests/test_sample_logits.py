@@ -173,6 +173,18 @@ def test_the_penalized_draw_is_that_of_linear_topk(noise, device):
 
 
 @pytest.mark.backend
+@pytest.mark.parametrize("entries", [1, 4])
+def test_views_of_what_was_seen(entries, device):
+    arguments = inputs(4, 60, device=device)
+    shared = penalty(4, 60, entries=entries, device=device)
+    expected = dspark_kernels.sample_logits(**arguments | shared)
+    shared["seen"] = shared["seen"].repeat_interleave(2, dim=1)[:, ::2]
+    shared["repetition_penalty"] = shared["repetition_penalty"].repeat_interleave(2)[::2]
+    found = dspark_kernels.sample_logits(**arguments | shared)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.backend
 @pytest.mark.parametrize(("M", "B", "R"), [(0, 2, 2), (15, 3, 15), (15, 3, 3), (40, 1, 8)])
 def test_rows_share_what_was_seen(M, B, R, device):
     arguments = inputs(M, 70, device=device)

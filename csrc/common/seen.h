@@ -17,7 +17,8 @@ struct SeenTokens {        // all draws
   int64_t* seen;  // [T, words]
 };
 
-// `count` words of one draw from `first` on. bits: room for twice as many of 32.
+// The words first .. first + count - 1 of one draw. bits: room for them, as 2 count words of 32
+// bits.
 template <class G>
 DSPARK_HOST_DEVICE void seen_tokens_row(G& g, const SeenTokens& p, int64_t row, int first,
                                         int count, uint32_t* bits) {

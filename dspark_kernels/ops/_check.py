@@ -167,31 +167,31 @@ class Check:
         self.values("cache_seqlens", cache_seqlens, 0)
         self.tensor("block_table", block_table, "B max_blocks", INT32, optional=True)
 
+    def shared(self, name: str, value: torch.Tensor, letter: str, columns: str = "") -> None:
+        """Check that the entries of a tensor, `letter` of them, serve equally many of M rows."""
+        rows, entries = self.sizes["M"], self.sizes[letter]
+        divides = rows == 0 or (entries > 0 and rows % entries == 0)
+        expected = f"have shape [{letter}{columns}] with {letter} dividing M={rows}"
+        self.require(divides, name, expected, list(value.shape))
+
     def option(self, name: str, value, dtypes) -> None:
         """Check an option of the draw, [B]: an entry for M / B rows, B the same in all options."""
         self.tensor(name, value, "B", dtypes, optional=True)
         if value is not None:
-            rows, entries = self.sizes["M"], self.sizes["B"]
-            divides = rows == 0 or (entries > 0 and rows % entries == 0)
-            expected = f"have shape [B] with B dividing M={rows}"
-            self.require(divides, name, expected, list(value.shape))
+            self.shared(name, value, "B")
 
     def penalty(self, seen, repetition_penalty) -> None:
         """Check the bits int64 [R, words] of the tokens seen, R dividing M, and their penalty."""
         self.option("repetition_penalty", repetition_penalty, FLOAT32)
         self.values("repetition_penalty", repetition_penalty, torch.finfo(torch.float32).tiny)
         self.tensor("seen", seen, "R words", INT64, optional=True)
-        if (seen is None) != (repetition_penalty is None):
-            missing, other = "seen", "repetition_penalty"
-            if seen is not None:
-                missing, other = other, missing
-            self.fail(missing, f"be given together with {other}", None)
+        if seen is None and repetition_penalty is not None:
+            self.fail("seen", "be given together with repetition_penalty", None)
         if seen is not None:
+            if repetition_penalty is None:
+                self.fail("repetition_penalty", "be given together with seen", None)
             self.columns("seen", seen)
-            rows, entries = self.sizes["M"], len(seen)
-            divides = rows == 0 or (entries > 0 and rows % entries == 0)
-            expected = f"have shape [R, words] with R dividing M={rows}"
-            self.require(divides, "seen", expected, list(seen.shape))
+            self.shared("seen", seen, "R", ", words")
 
     def noise(self, temperature, seed, position) -> None:
         """Check the three tensors of the noise: temperature float32, seed and position int64."""

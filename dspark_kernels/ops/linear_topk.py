@@ -40,8 +40,8 @@ def linear_topk(
             entry serves M / B rows in succession, say those of a request.
         seed, position: int64 [B] and [M], of the noise (see `reference.noise`); needed with
             `temperature`.
-        id_map: int64 [V], strictly increasing: the token each row of `weight` stands for. Noise and
-            results use these ids. None: row number + vocab_offset.
+        id_map: int64 [V], 0 or more, strictly increasing: the token each row of `weight` stands
+            for. Noise and results use these ids. None: row number + vocab_offset.
         vocab_offset: the id of the first row when `weight` is a shard; 0 together with `id_map`.
         seen: int64 [R, words], the tokens before each draw, by ids, as `seen_tokens` gives them;
             ids beyond its bits are not seen. R divides M, like B.

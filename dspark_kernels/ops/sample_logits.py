@@ -41,8 +41,8 @@ def sample_logits(
         seen: int64 [R, words], the tokens before each draw, by ids, as `seen_tokens` gives them;
             ids beyond its bits are not seen. R divides M, like B.
         repetition_penalty: float32 [B], above 0, 1 for off; together with `seen`, whose tokens'
-            logits are divided by it where they are above 0, else multiplied (see
-            `linear_topk`, which does so before it lists: not together with `ids`).
+            logits are divided by it where they are above 0, else multiplied. Not with `ids`: what
+            `linear_topk` lists, it has penalized.
 
     Returns:
         The tokens drawn, int64 [M]; ties go to the first column, NaN logits count as -inf.

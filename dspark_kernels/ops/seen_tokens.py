@@ -18,7 +18,8 @@ def seen_tokens(
     """The set of tokens before each draw, one bit per token, in one launch.
 
     Bit t % 64 of word t // 64 is set iff token t is in history[b, :lengths[b]] or, with trees, on
-    the path to the node at which is drawn. `linear_topk` and `sample_logits` take it as `seen`.
+    the path to the node at which is drawn, the node itself included. `linear_topk` and
+    `sample_logits` take it as `seen`.
 
     Args:
         history: int64 [B, S]; tokens outside the vocabulary are left out.

@@ -56,9 +56,9 @@ DSPARK_INLINE int64_t token_of(const LinearTopk& p, int64_t column) {
 void penalize(const LinearTopk& p, int64_t first_row, int64_t column, int count, float* c,
               int c_stride) {
   for (int v = 0; v < count; ++v) {
-    const int64_t token = token_of(p, column + v), word = token / 64;
-    const uint64_t bit = uint64_t{1} << token % 64;
-    if (word >= p.penalty.words || (p.any_seen[word] & bit) == 0) continue;
+    const int64_t token = token_of(p, column + v), word = token >> 6;
+    const uint64_t bit = uint64_t{1} << (token & 63);
+    if (word < 0 || word >= p.penalty.words || (p.any_seen[word] & bit) == 0) continue;
     for (int i = 0; i < kLanes && first_row + i < p.rows; ++i) {
       float& logit = c[v * c_stride + i];
       const int64_t row = first_row + i;
