@@ -1,3 +1,4 @@
+import importlib.util
 import math
 
 import pytest
@@ -204,12 +205,29 @@ def test_penalty(M, V, D, k, noise, dtype, device):
 
 
 @pytest.mark.backend
-def test_a_penalty_is_of_tokens_not_of_rows(device):
+@pytest.mark.parametrize("ids", ["all", "shard", "map"])
+def test_many_rows_in_chunks_of_the_vocabulary(ids, device, monkeypatch):
+    """As Triton has them: of three, each is ranked, and penalized, by its own tokens."""
+    if importlib.util.find_spec("triton"):
+        monkeypatch.setattr("dspark_kernels.triton.linear_topk.CHUNK_ELEMENTS", 1024 * 70)
+    arguments = inputs(M=70, V=2500, D=16, k=5, noise=True, device=device)
+    arguments |= {
+        "all": {},
+        "shard": {"vocab_offset": 99},
+        "map": {"id_map": torch.arange(2500, device=device) * 2 + 1},
+    }[ids]
+    check(arguments)
+    check(arguments | penalty(70, 2000, device=device))
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("M", [5, 75])
+def test_a_penalty_is_of_tokens_not_of_rows(M, device):
     """Of a reduced vocabulary, or of a shard; some tokens are beyond the bits."""
-    arguments = inputs(M=5, V=60, k=7, device=device)
+    arguments = inputs(M=M, V=60, k=7, device=device)
     id_map = torch.arange(60, device=device) * 5 + 3
-    check(arguments | {"id_map": id_map} | penalty(5, 200, device=device))
-    check(arguments | {"vocab_offset": 99} | penalty(5, 140, device=device))
+    check(arguments | {"id_map": id_map} | penalty(M, 200, device=device))
+    check(arguments | {"vocab_offset": 99} | penalty(M, 140, device=device))
 
 
 @pytest.mark.backend

@@ -23,7 +23,7 @@ from .config import ceil_div, crossover, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking, rows_per_entry
 from .matmul import balanced_tiles, plain_product, weight_columns, x_columns
 from .merge_topk import merge_partials
-from .penalty import penalized, seen_arguments
+from .penalty import penalize, penalized, seen_arguments
 from .topk import add_tile, empty_results, ordered_bits, store_part, token_ids
 
 INTERPRETED = tl.constexpr(INTERPRETER)
@@ -181,7 +181,9 @@ def _chunked(x, weight, k, bias, noise, id_map, vocab_offset, penalty):
         logits = plain_product(x, weight[first : first + chunk])
         if bias is not None:
             logits += bias[first : first + chunk]
-        ranking.add(logits, noise, penalty, id_map, vocab_offset, first=first, chunk=index)
+        if penalty[0] is not None:
+            penalize(logits, penalty, logits, id_map, vocab_offset, first)
+        ranking.add(logits, noise, id_map, vocab_offset, first=first, chunk=index)
     return ranking.packed, ranking.logsumexp
 
 

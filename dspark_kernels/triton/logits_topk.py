@@ -5,17 +5,13 @@ import triton
 import triton.language as tl
 
 from .config import ceil_div, device_of, next_power_of_2, tile
-from .penalty import penalized
-from .topk import add_tile, empty_results, store_part, token_ids
+from .topk import add_tile, empty_results, store_part
 
 
-@triton.jit(
-    do_not_specialize=["M", "rows_per_entry", "rows_per_seen", "seen_words", "first", "part"]
-)
+@triton.jit(do_not_specialize=["M", "rows_per_entry", "first", "part"])
 def _logits_topk_kernel(
-    logits_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, seen_ptr, penalty_ptr,
-    rows_per_seen, seen_words, floor_ptr, packed_ptr, lse_ptr,
-    M, rows_per_entry, V, logits_stride, first, part, vocab_offset,
+    logits_ptr, temperature_ptr, seed_ptr, position_ptr, id_map_ptr, floor_ptr,
+    packed_ptr, lse_ptr, M, rows_per_entry, V, logits_stride, first, part, vocab_offset,
     K: tl.constexpr, BLOCK_K: tl.constexpr, CONSECUTIVE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -29,14 +25,9 @@ def _logits_topk_kernel(
         valid = column < V
         logits = tl.load(
             logits_ptr + known[None, :] * logits_stride + column[:, None], valid[:, None], other=0.0
-        ).to(tl.float32)
-        if seen_ptr is not None:
-            tokens = token_ids(first.to(tl.int64) + column, valid, id_map_ptr, vocab_offset)
-            logits = penalized(
-                logits, tokens, known, entries, seen_ptr, penalty_ptr, rows_per_seen, seen_words
-            )
+        )
         top, bar, maximum, total = add_tile(
-            top, bar, maximum, total, logits, tl.cast(first + start, tl.int64),
+            top, bar, maximum, total, logits.to(tl.float32), tl.cast(first + start, tl.int64),
             valid, known, entries, temperature_ptr, seed_ptr, position_ptr, id_map_ptr,
             vocab_offset, floor_ptr, K, CONSECUTIVE,
         )  # fmt: skip
@@ -61,16 +52,14 @@ class LogitsRanking:
         self.packed = like.new_empty(chunks * self.parts, rows, k, dtype=torch.int64)
         self.logsumexp = like.new_empty(chunks * self.parts, rows, dtype=torch.float32)
 
-    def add(
-        self, logits, noise, penalty, id_map=None, vocab_offset=0, floor=None, first=0, chunk=0
-    ):
+    def add(self, logits, noise, id_map=None, vocab_offset=0, floor=None, first=0, chunk=0):
         """Rank chunk number `chunk` of the columns, whose first is column `first`."""
         rows, columns = logits.shape
         k = self.packed.shape[2]
         _logits_topk_kernel[self.grid_rows, self.parts](
-            logits, *noise, id_map, *penalty, floor, self.packed, self.logsumexp, rows,
-            rows_per_entry(rows, noise[0], penalty[1]), columns, logits.stride(0), first,
-            chunk * self.parts, vocab_offset,
+            logits, *noise, id_map, floor, self.packed, self.logsumexp, rows,
+            rows_per_entry(rows, noise[0]), columns, logits.stride(0), first, chunk * self.parts,
+            vocab_offset,
             K=k, BLOCK_K=next_power_of_2(k),
             CONSECUTIVE=id_map is None and vocab_offset % 4 == 0, **self.tile.options(),
         )  # fmt: skip

@@ -15,7 +15,7 @@ import triton.language as tl
 from .config import EXACT, ceil_div, device_of, next_power_of_2, tile
 from .logits_topk import LogitsRanking, rows_per_entry
 from .merge_topk import merge_partials
-from .penalty import penalized, seen_arguments
+from .penalty import penalize, seen_arguments
 from .sample_listed import draw_listed, load_scaled, min_p_floor
 from .topk import finite_or_zero, ordered_bits, value_of
 
@@ -23,7 +23,6 @@ INTERVALS, PASSES = tl.constexpr(16), tl.constexpr(8)  # 16^8 = 2^32, all the bi
 LAUNCHED = tl.constexpr(5)  # passes that are launches of their own
 MAX_PARTS = 16  # programs that share a row: as many in any batch, so that sums are the same
 LISTED = tl.constexpr(256)  # columns that a program notes at most
-PENALIZED = 1024  # columns of a program that applies a penalty
 FINISH_WARPS = 8  # of a program that does the last passes
 
 
@@ -32,24 +31,6 @@ def _weigh(x, shift, floor, MASS: tl.constexpr):
     """What each of x counts: 1, or with MASS exp(x - shift); nothing below the floor."""
     weight = tl.exp(x - shift) if MASS else tl.full(x.shape, 1.0, tl.float32)
     return tl.where(x >= floor, weight, 0.0)
-
-
-@triton.jit(do_not_specialize=["rows_per_entry", "rows_per_seen", "seen_words", "V"])
-def _penalize_kernel(
-    logits_ptr, seen_ptr, penalty_ptr, out_ptr, rows_per_entry, rows_per_seen, seen_words, V,
-    logits_stride, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """A row's part program_id(1) of logits under the penalty, float32 [rows, V]."""
-    row = tl.program_id(0).to(tl.int64) + tl.zeros((1,), tl.int64)
-    column = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
-    valid = column < V
-    logits_ptrs = logits_ptr + row[None, :] * logits_stride + column[:, None]
-    logits = tl.load(logits_ptrs, valid[:, None], other=0.0).to(tl.float32)
-    logits = penalized(
-        logits, column.to(tl.int64), row, row // rows_per_entry, seen_ptr, penalty_ptr,
-        rows_per_seen, seen_words,
-    )  # fmt: skip
-    tl.store(out_ptr + row[None, :] * V + column[:, None], logits, valid[:, None])
 
 
 @triton.jit(do_not_specialize=["rows_per_entry", "V"])
@@ -292,18 +273,6 @@ def _floor(logits, temperature, top_k, top_p, min_p):
     return floor
 
 
-def _penalized(logits, penalty):
-    """Logits under a penalty, float32 [rows, V]."""
-    rows, vocabulary = logits.shape
-    out = torch.empty_like(logits, dtype=torch.float32, memory_format=torch.contiguous_format)
-    seen, penalties, *sizes = penalty
-    _penalize_kernel[rows, ceil_div(vocabulary, PENALIZED)](
-        logits, seen, penalties, out, rows_per_entry(rows, penalties), *sizes, vocabulary,
-        logits.stride(0), BLOCK_V=PENALIZED, **EXACT,
-    )  # fmt: skip
-    return out
-
-
 def sample_logits(
     logits, ids, temperature, seed, position, top_k, top_p, min_p, seen, repetition_penalty
 ):
@@ -315,12 +284,13 @@ def sample_logits(
     floor = None
     with torch.cuda.device_of(logits):
         if seen is not None and rows > 0:
-            logits = _penalized(logits, seen_arguments(rows, seen, repetition_penalty))
+            out = logits.new_empty(rows, vocabulary, dtype=torch.float32)
+            logits = penalize(logits, seen_arguments(rows, seen, repetition_penalty), out)
         if ids is not None:
             return draw_listed(logits, ids, noise, cuts)
         if temperature is not None and any(cut is not None for cut in cuts):
             floor = _floor(logits, noise[0], *cuts)
         ranking = LogitsRanking(logits, rows, vocabulary, 1)
-        ranking.add(logits, noise, seen_arguments(rows, None, None), floor=floor)
+        ranking.add(logits, noise, floor=floor)
         _, ids, _ = merge_partials(ranking.packed, ranking.logsumexp, 1)
     return ids[:, 0]
