@@ -79,14 +79,19 @@ def draws(device):
     return {"F.linear, softmax, multinomial": drawn, "the same compiled": compiled(drawn), **others}
 
 
+def operands(g, V, D, M, dtype):
+    """x [M, D] and a weight [V, D] on the device of a generator."""
+    x = torch.randn(M, D, generator=g, device=g.device).to(dtype)
+    weight = torch.empty(V, D, dtype=dtype, device=g.device).normal_(generator=g)
+    weight *= D**-0.5
+    return x, weight
+
+
 def cases(device, dtype):
     for V, D, M, k, noisy in GPU if device == "cuda" else CPU:
 
         def make(seed, V=V, D=D, M=M, noisy=noisy):
-            g = torch.Generator(device).manual_seed(seed)
-            x = torch.randn(M, D, generator=g, device=device).to(dtype)
-            weight = torch.empty(V, D, dtype=dtype, device=device).normal_(generator=g)
-            weight *= D**-0.5
+            x, weight = operands(torch.Generator(device).manual_seed(seed), V, D, M, dtype)
             rows = torch.arange(M, device=device)
             return (x, weight, torch.ones(M, device=device), rows, rows) if noisy else (x, weight)
 
@@ -110,11 +115,10 @@ def cases(device, dtype):
 
         def make(seed, V=V, D=D, M=M):
             g = torch.Generator(device).manual_seed(seed)
-            x = torch.randn(M, D, generator=g, device=device).to(dtype)
-            weight = torch.empty(V, D, dtype=dtype, device=device).normal_(generator=g)
+            x, weight = operands(g, V, D, M, dtype)
             history = torch.randint(V, (1, HISTORY), generator=g, device=device)
             lengths = torch.full((1,), HISTORY, dtype=torch.int32, device=device)
-            return x, weight * D**-0.5, history, lengths, torch.full((1,), 1.1, device=device)
+            return x, weight, history, lengths, torch.full((1,), 1.1, device=device)
 
         def ours(x, weight, history, lengths, penalty):
             seen = dspark_kernels.seen_tokens(history, lengths, len(weight))

@@ -17,11 +17,11 @@ struct SeenTokens {        // all draws
   int64_t* seen;  // [T, words]
 };
 
-// The words first .. first + count - 1 of one draw. bits: room for them, as 2 count words of 32
-// bits.
+// The words of one draw from `first` on, `most` at most. bits: room for twice as many of 32 bits.
 template <class G>
-DSPARK_HOST_DEVICE void seen_tokens_row(G& g, const SeenTokens& p, int64_t row, int first,
-                                        int count, uint32_t* bits) {
+DSPARK_HOST_DEVICE void seen_tokens_row(G& g, const SeenTokens& p, int64_t row, int first, int most,
+                                        uint32_t* bits) {
+  const int count = p.words - first < most ? p.words - first : most;
   for (int i = g.lane(); i < 2 * count; i += g.size()) bits[i] = 0;
   g.sync();
   const int64_t slot = p.slots != nullptr ? p.slots[row] : row, b = slot / p.nodes;
@@ -47,7 +47,6 @@ DSPARK_HOST_DEVICE void seen_tokens_row(G& g, const SeenTokens& p, int64_t row, 
     const uint64_t high = bits[2 * i + 1];
     p.seen[row * p.words + first + i] = static_cast<int64_t>(high << 32 | bits[2 * i]);
   }
-  g.sync();  // before `bits` is written again
 }
 
 }  // namespace dspark

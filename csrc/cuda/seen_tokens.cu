@@ -17,8 +17,7 @@ __global__ __launch_bounds__(kThreads) void seen_tokens_kernel(
   __shared__ uint32_t bits[2 * kWords];
   __shared__ Group::Scratch group_scratch;
   Group group(group_scratch);
-  const int first = blockIdx.y * kWords, left = p.words - first;
-  seen_tokens_row(group, p, blockIdx.x, first, left < kWords ? left : kWords, bits);
+  seen_tokens_row(group, p, blockIdx.x, blockIdx.y * kWords, kWords, bits);
 }
 
 Tensor seen_tokens(Tensor history, Tensor lengths, int64_t vocab_size, std::optional<Tensor> tokens,

@@ -231,9 +231,8 @@ Tensor seen_tokens(Tensor history, Tensor lengths, int64_t vocab_size, std::opti
   Rubbish scratch(2 * kWords * sizeof(uint32_t));
   run(arguments.rows * blocks, [&](Group& group, int64_t block) {
     const int first = static_cast<int>(block % blocks) * kWords;
-    const int left = arguments.view.words - first;
-    seen_tokens_row(group, arguments.view, block / blocks, first, left < kWords ? left : kWords,
-                    scratch.data<uint32_t>());
+    auto* bits = scratch.data<uint32_t>();
+    seen_tokens_row(group, arguments.view, block / blocks, first, kWords, bits);
   });
   check_intact(scratch);
   return arguments.output();
